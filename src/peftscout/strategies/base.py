@@ -1,0 +1,57 @@
+"""The contract between strategies and the engine: `ask` for work, be `told` outcomes.
+
+A strategy never sees a model. It gets a `Problem` and hands out `Evaluate` requests; who runs them is not its concern,
+so every algorithm runs in milliseconds against a closed-form objective in its tests. A strategy is a deterministic
+function of its problem and of the outcomes it was told, in order: that is what makes a study resumable by replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from peftscout.outcome import Evaluate, Fidelity, Outcome
+from peftscout.plan import Budget, Plan, Sites
+from peftscout.space import Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy is to solve.
+
+    Attributes:
+        sites: the sites of the model, by id.
+        space: what may be chosen.
+        budget: upper bound on the cost of every plan that is asked for.
+        baseline: uniform LoRA at the budget: the engine's trial 0, already asked for and told first.
+        trials: evaluations allowed in all, the baseline among them; ``None`` when only time limits the search.
+        fidelity: what a full evaluation gets.
+        seed: of the search.
+        lr_scales: learning-rate factors that the search may draw from.
+    """
+
+    sites: Sites
+    space: Space
+    budget: Budget
+    baseline: Plan
+    fidelity: Fidelity
+    trials: int | None = None
+    seed: int = 0
+    lr_scales: tuple[float, ...] = (1.0,)
+
+
+class Strategy(Protocol):
+    """Turns a problem into plans worth having."""
+
+    def ask(self, capacity: int) -> Sequence[Evaluate]:
+        """Return up to ``capacity`` requests that were never asked before.
+
+        Empty means: nothing more to ask until an outcome is told, or, when none is pending, finished.
+        Every plan is within the budget and none is empty. ``Evaluate.key`` never repeats.
+        """
+        ...
+
+    def tell(self, request: Evaluate, outcome: Outcome) -> None:
+        """Take note of the outcome of a request, whatever its state."""
+        ...

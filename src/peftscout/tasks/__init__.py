@@ -1,0 +1,1 @@
+"""Tasks: data from anywhere, splits that keep their promises, tokenising, heads and metrics."""
