@@ -1,0 +1,141 @@
+"""Load a pretrained model with the head that a task needs, once for a whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from peftscout.architecture import ModelMap
+from peftscout.errors import ArchitectureError
+from peftscout.export import BaseReference
+from peftscout.tasks import Task
+
+AUTO_CLASSES: Mapping[str, str] = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "multiple_choice": "AutoModelForMultipleChoice",
+}
+"""Task kind -> the transformers class that loads a model with its head."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model, its tokenizer, its structure, and how anybody else loads the same.
+
+    Attributes:
+        model: the frozen model with a fresh task head.
+        tokenizer: with a padding token.
+        model_map: sites and sizes.
+        reference: name, class and arguments that load the same model elsewhere.
+        max_length: most positions that the model takes.
+    """
+
+    model: Any
+    tokenizer: Any
+    model_map: ModelMap
+    reference: BaseReference
+    max_length: int
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration from a folder or the hub.
+
+    Raises:
+        ArchitectureError: when there is none, or when it needs code that came with it and ``trust_remote_code`` is off.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ArchitectureError(f"model {name}: no such folder")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ArchitectureError(
+                f"model {name}: comes with code of its own, which is not run unless you ask for it: "
+                "read that code, then add --trust-remote-code"
+            ) from None
+        raise ArchitectureError(f"model {name}: {error}") from None
+    except OSError as error:
+        raise ArchitectureError(
+            f"model {name}: neither a folder with a config.json nor found on the hub: {error}"
+        ) from None
+
+
+def load_backbone(
+    name: str, task: Task, *, seed: int = 0, revision: str | None = None, trust_remote_code: bool = False
+) -> Backbone:
+    """Load model and tokenizer for ``task``; the fresh head is initialised by ``seed``; everything is frozen.
+
+    Raises:
+        ArchitectureError: when the model cannot be loaded, has no head for the task, or has no usable sites.
+    """
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    arguments: dict[str, Any] = {}
+    if task.kind == "regression":
+        arguments |= {"num_labels": 1, "problem_type": "regression"}
+    elif task.kind == "classification":
+        arguments |= {"num_labels": len(task.labels), "problem_type": "single_label_classification"}
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    except (OSError, ValueError) as error:
+        raise ArchitectureError(f"model {name}: its tokenizer cannot be loaded: {error}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if getattr(config, "pad_token_id", None) is None:
+        arguments["pad_token_id"] = tokenizer.pad_token_id
+    auto_class = AUTO_CLASSES[task.kind]
+    transformers.set_seed(seed)
+    with quiet_loading():
+        try:
+            model = getattr(transformers, auto_class).from_pretrained(name, **arguments, **where)
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise ArchitectureError(f"model {name}: {error}") from None
+            raise ArchitectureError(
+                f"model {name}: transformers has no {auto_class} for {config.model_type}, which {task.kind} needs; "
+                "use another model, or another kind of task"
+            ) from None
+        except OSError as error:
+            raise ArchitectureError(f"model {name}: its weights cannot be loaded: {error}") from None
+    model.requires_grad_(False)
+    if revision is not None:
+        arguments["revision"] = revision
+    return Backbone(
+        model,
+        tokenizer,
+        ModelMap.from_model(model),
+        BaseReference(name, auto_class, arguments),
+        _positions(config, tokenizer),
+    )
+
+
+class quiet_loading:  # noqa: N801 - reads as a statement: "with quiet_loading():"
+    """Silence transformers' progress bars and its notes about a fresh head, which is meant to be fresh."""
+
+    def __enter__(self) -> None:
+        logging = transformers.utils.logging
+        self._verbosity = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        logging = transformers.utils.logging
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+def _positions(config: Any, tokenizer: Any) -> int:
+    """Most tokens of one row: what the position table holds (RoBERTa reserves two), bounded by the tokenizer's word."""
+    text = config.get_text_config()
+    table = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2**31
+    if "roberta" in config.model_type:
+        table -= 2
+    return int(min(table, tokenizer.model_max_length))

@@ -1,0 +1,262 @@
+"""One typed, strict study configuration: YAML <-> object <-> command line. The only place that knows all three."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from peftscout.errors import ConfigError, nearest
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?\s*")
+_SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(value: object) -> object:
+    """Turn ``90``, ``"90s"``, ``"30m"``, ``"1h"`` or ``"2d"`` into seconds; anything else is left for the validator."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.lower())):
+        return float(match[1]) * _SECONDS[match[2]]
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Where the data are and what is in them.
+
+    Attributes:
+        source: hub id (``glue/rte``), recipe name (``rte``) or folder with ``train.*`` and ``validation.*``.
+        train: file of training rows, instead of ``source``.
+        validation: file of validation rows, with ``train``.
+        test: file of test rows, with ``train`` (optional).
+        text: column of the text; found by name when not given.
+        text_pair: column of the second text.
+        label: column of the label.
+        kind: classification, regression or multiple_choice; inferred when not given.
+        metric: main metric; by task when not given.
+        on_bad_rows: stop at a row that cannot be used, or skip it and say how many.
+        max_train_rows: use only so many training rows (a seeded sample).
+        max_length: longest row in tokens; longer ones are cut.
+    """
+
+    source: str | None = None
+    train: Path | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    kind: Literal["classification", "regression", "multiple_choice"] | None = None
+    metric: str | None = None
+    on_bad_rows: Literal["error", "skip"] = "error"
+    max_train_rows: int | None = Field(default=None, ge=2)
+    max_length: int = Field(default=256, ge=4)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source is None) == (self.train is None):
+            raise ValueError("give either a source (hub id or folder) or a train file")
+        if self.source is not None and (self.validation or self.test):
+            raise ValueError("validation and test files go with a train file, not with a source")
+        return self
+
+
+class LearningRates(_Section):
+    """Learning rate of each op family at ``lr_scale`` 1.
+
+    The defaults are the usual ones of each family's paper and libraries, checked for sanity on a 6-layer encoder (see
+    ``docs/training.md``); the search tunes one factor on all of them, so only their ratios matter.
+    """
+
+    lora: float = Field(default=1e-3, gt=0)
+    bias: float = Field(default=5e-3, gt=0)
+    scale: float = Field(default=5e-3, gt=0)
+    norm: float = Field(default=5e-3, gt=0)
+    serial: float = Field(default=1e-3, gt=0)
+    parallel: float = Field(default=1e-3, gt=0)
+    lowrank_adapter: float = Field(default=1e-3, gt=0)
+    prefix: float = Field(default=1e-2, gt=0)
+    head: float = Field(default=1e-3, gt=0)
+
+
+class TrainingConfig(_Section):
+    """How a plan is trained, the same for every plan.
+
+    Attributes:
+        batch_size: rows per optimiser step.
+        eval_batch_size: rows per evaluation batch.
+        learning_rates: per op family.
+        weight_decay: of AdamW, on tensors of two or more dimensions.
+        warmup: share of the steps with a linearly growing learning rate; it decays linearly to 0 afterwards.
+        clip: largest gradient norm.
+        evaluations: evenly spaced evaluations on the search split, the last one at the end; the best state counts.
+        precision: ``auto`` is bf16 where an accelerator has it, else fp32.
+        backbone_dropout: ``paper`` leaves the backbone's dropout on, as the published systems do; ``off`` turns it off.
+        threads: CPU threads; ``None`` leaves torch's choice.
+    """
+
+    batch_size: int = Field(default=32, ge=1)
+    eval_batch_size: int = Field(default=128, ge=1)
+    learning_rates: LearningRates = LearningRates()
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.06, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+    evaluations: int = Field(default=2, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    backbone_dropout: Literal["paper", "off"] = "paper"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class FinalConfig(_Section):
+    """The comparison at the end, on the report split.
+
+    Attributes:
+        seeds: fresh seeds for the chosen plan and for the baseline; 0 leaves the comparison out.
+        steps: optimiser steps; ``None``: as many as in the search.
+        lr_scales: learning-rate factors that are tried for both contenders, on the search split, before the comparison.
+    """
+
+    seeds: int = Field(default=3, ge=0)
+    steps: int | None = Field(default=None, ge=1)
+    lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (0.33, 1.0, 3.0)
+
+
+class StudyConfig(_Section):
+    """Everything that decides what a study does.
+
+    Attributes:
+        model: hub id or folder of a pretrained model.
+        budget: largest number of trainable parameters: ``200_000``, ``0.5%``, ``1.39‱``, ``2MB``.
+        data: see `DataConfig`.
+        space: name of a preset, or path of a YAML file.
+        strategy: name of a search strategy.
+        strategy_options: options of that strategy.
+        trials: evaluations in all, the baseline (trial 0) among them.
+        steps: optimiser steps of an evaluation; ``None``: three passes over the training rows, within 50 to 500 steps.
+        time: seconds after which no new evaluation is started.
+        seed: of the search; the final seeds follow from it.
+        lr_scales: learning-rate factors that the search may draw from (the nuisance axis).
+        export: ``lora`` restricts the space so that the result is a stock LoRA adapter.
+        training: see `TrainingConfig`.
+        final: see `FinalConfig`.
+        revision: revision of a hub model.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    model: str
+    budget: str | int
+    data: DataConfig
+    space: str = "all"
+    strategy: str = "random"
+    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    trials: int = Field(default=12, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    time: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
+    seed: int = Field(default=0, ge=0)
+    lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    export: Literal["any", "lora"] = "any"
+    training: TrainingConfig = TrainingConfig()
+    final: FinalConfig = FinalConfig()
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Self:
+        """Build from nested plain data (strict).
+
+        Raises:
+            ConfigError: naming each unknown key with the nearest known one, and each impossible value.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(
+                "\n".join(_readable(cls, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors())
+            ) from None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return nested plain data, JSON- and YAML-able; the inverse of `from_mapping`."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the YAML form, which ``--config`` reads."""
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
+
+
+def _readable(model: type[BaseModel], location: Sequence[str | int], kind: str, message: str, value: object) -> str:
+    place = ".".join(map(str, location)) or "configuration"
+    if kind == "extra_forbidden":
+        section: Any = model
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{place}: unknown key{nearest(str(location[-1]), section.model_fields)}"
+    if kind == "missing":
+        return f"{place}: is needed"
+    return f"{place}: {message[0].lower()}{message[1:].removeprefix('alue error, ')}" + (
+        f", not {value!r}" if isinstance(value, str | int | float | None) else ""
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: when it cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
+    return data
+
+
+def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``a.b=c`` assignments to nested data; the values are read as YAML.
+
+    Raises:
+        ConfigError: when an assignment is not ``key=value`` or goes through something that is not a section.
+    """
+    result = merge(data, {})
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"--set {assignment}: write it as section.key=value")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML: {error}") from None
+        for key in reversed(path.strip().split(".")):
+            value = {key: value}
+        result = merge(result, value)
+    return result
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``over`` laid on top, section by section."""
+    result = {key: merge(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, Mapping) else value
+    return result
+
+
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one line ``key: old -> new`` per difference between two nested mappings."""
+    lines: list[str] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += config_diff(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

@@ -1,0 +1,79 @@
+"""Batches of similar length: few padded positions, deterministic by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEGA_BUCKET = 50
+"""Batches that are sorted by length together: large enough for little padding, small enough to stay random."""
+
+PAD_TO_MULTIPLE = 8
+
+
+class BatchMaker:
+    """Turns encoded rows into padded tensors.
+
+    Args:
+        pad_token_id: id that fills ``input_ids``; every other feature is filled with 0.
+        padding_side: ``right`` or ``left``, as the tokenizer says.
+        regression: whether references are floats (shape [B], float32) or class ids (int64).
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str, regression: bool) -> None:
+        self._pad_token_id = pad_token_id
+        self._left = padding_side == "left"
+        self._dtype = torch.float32 if regression else torch.int64
+
+    def __call__(self, features: Sequence[dict[str, Any]], references: np.ndarray) -> dict[str, Tensor]:
+        """Return ``input_ids``, ``attention_mask``, ... of shape [B, S] ([B, C, S] with choices) and ``labels`` [B]."""
+        first = features[0]["input_ids"]
+        choices = len(first) if first and isinstance(first[0], list) else 0
+        batch: dict[str, Tensor] = {}
+        for name in features[0]:
+            rows = [ids for row in features for ids in row[name]] if choices else [row[name] for row in features]
+            padded = self._pad(rows, self._pad_token_id if name == "input_ids" else 0)
+            batch[name] = padded.view(len(features), choices, -1) if choices else padded
+        batch["labels"] = torch.as_tensor(references).to(self._dtype)
+        return batch
+
+    def _pad(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        width = max(map(len, rows))
+        width += -width % PAD_TO_MULTIPLE
+        out = torch.full((len(rows), width), fill, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            if self._left:
+                out[i, width - len(row) :] = torch.as_tensor(row)
+            else:
+                out[i, : len(row)] = torch.as_tensor(row)
+        return out
+
+
+def training_order(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield row indices of batches, for ever: every pass over the data is reshuffled and sees every row once.
+
+    Rows are shuffled, sorted by length inside mega-buckets of ``MEGA_BUCKET`` batches, cut into batches, and these
+    are shuffled. The last batch of a pass may be smaller.
+    """
+    rng = np.random.default_rng(seed)
+    bucket = batch_size * MEGA_BUCKET
+    while True:
+        order = rng.permutation(len(lengths))
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), bucket):
+            rows = order[start : start + bucket]
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
+            batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        for i in rng.permutation(len(batches)):
+            yield batches[i]
+
+
+def evaluation_order(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield row indices of batches that cover every row once, shortest first."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

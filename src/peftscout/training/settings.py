@@ -1,0 +1,22 @@
+"""How a plan is trained: plain values, taken apart from the study configuration by whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """See `peftscout.config.TrainingConfig` for the meaning and the defaults of each field."""
+
+    learning_rates: Mapping[str, float]
+    batch_size: int = 32
+    eval_batch_size: int = 128
+    weight_decay: float = 0.0
+    warmup: float = 0.06
+    clip: float = 1.0
+    evaluations: int = 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    backbone_dropout: Literal["paper", "off"] = "paper"
