@@ -8,7 +8,7 @@ from itertools import product
 from math import prod
 
 from peftscout.errors import SpaceError
-from peftscout.space_moves import Wiring
+from peftscout.space.moves import Wiring
 
 _LARGEST_SIDE = 12
 """Inclusion-exclusion over n classes has 3^n terms: 12 take a few seconds."""
@@ -41,19 +41,20 @@ def count_live(w: Wiring) -> int:
     Raises:
         SpaceError: when a component stays larger than 12 classes of variables on both sides.
     """
-    switches_of: dict[int, set[int]] = {term.size: set() for term in w.terms}
+    switches_of: dict[int, set[int]] = {}
     for term in w.terms:
         if term.switch is not None:
-            switches_of[term.size].add(term.switch)
+            switches_of.setdefault(term.size, set()).add(term.switch)
     free = {term.size for term in w.terms if term.switch is None}
-    return prod(
+    independent = prod(w.levels[size] for size in free - set(switches_of))
+    return independent * prod(
         _count_component({s: frozenset(switches_of[s]) for s in sizes}, free, w.levels)
         for sizes in _components(switches_of)
     )
 
 
 def _components(switches_of: Mapping[int, set[int]]) -> Iterable[list[int]]:
-    """Return the size variables of each connected component of the graph of size variables and switches."""
+    """Return the size variables of each component that shares no switch with the others."""
     components: list[tuple[list[int], set[int]]] = []
     for size, switches in switches_of.items():
         joined = [c for c in components if c[1] & switches]

@@ -23,12 +23,12 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from peftscout import space_moves as moves
 from peftscout.cost import OPS, largest_size, price
 from peftscout.errors import PlanError, SpaceError, nearest
 from peftscout.plan import Budget, Placement, Plan, Sites
-from peftscout.space_count import count_live
-from peftscout.space_moves import Term, Vector, Wiring
+from peftscout.space import moves
+from peftscout.space.count import count_live
+from peftscout.space.moves import Term, Wiring
 
 Vectors = NDArray[np.int64]
 """Vectors of a space, one a row: ``[n, variables]``, or a single one: ``[variables]``."""
@@ -226,8 +226,8 @@ class Space:
         """Return the plan of lowest cost that is not empty (the first one among equals)."""
         wiring = self._wiring
         empty = wiring.empty()
-        awake = [wiring.changed(empty, change) for change in moves.wakes(wiring, empty)]
-        return self.decode(min(awake, key=wiring.cost))
+        first = min(moves.wakes(wiring, empty), key=lambda change: wiring.difference(empty, change))
+        return self.decode(wiring.changed(empty, first))
 
     def dearest(self) -> Plan:
         """Return the plan that has every choice at its largest size."""
@@ -386,6 +386,3 @@ def _check_choice(space: str, choice: Choice, sites: Sites) -> None:
         raise SpaceError(f"{where}: sizes {choice.sizes}: they must be whole numbers from 1, ascending")
     if choice.sizes[-1] > largest:
         raise SpaceError(f"{where}: size {choice.sizes[-1]} > {largest}, the largest size at this site")
-
-
-__all__ = ["Choice", "Space", "Variable", "Vector", "Vectors"]
