@@ -6,6 +6,7 @@ same (size variable, switch) pair is one `Term`. The functions take canonical ve
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,12 +72,25 @@ class Wiring:
         return sum(_paid(term, after) - _paid(term, vector) for term in touched)
 
     def changed(self, vector: Vector, change: Change) -> Vector:
-        """Return the canonical form of ``vector`` with ``change`` applied."""
-        return self.canonical([change.get(position, level) for position, level in enumerate(vector)])
+        """Return the canonical form of ``vector``, which is canonical, with ``change`` applied."""
+        changed = list(vector)
+        for position, level in change.items():
+            changed[position] = level
+        for position in {p for c in change for term in self.touching[c] for p in _positions(term)}:
+            changed[position] = self._canonical_level(changed, position)
+        return changed
 
     def canonical(self, vector: Vector) -> Vector:
         """Return ``vector`` with every idle variable at level 0: one that has no term that is there."""
-        return [level if any(_paid(t, vector) for t in self.touching[p]) else 0 for p, level in enumerate(vector)]
+        return [self._canonical_level(vector, position) for position in range(len(vector))]
+
+    def _canonical_level(self, vector: Vector, position: int) -> int:
+        return vector[position] if any(_paid(term, vector) for term in self.touching[position]) else 0
+
+    def highest(self, vector: Vector, position: int, room: int) -> int:
+        """Return the highest level of one variable that costs at most ``room`` more than it does now; -1 if none."""
+        levels = range(self.levels[position])
+        return bisect_right(levels, room, key=lambda level: self.difference(vector, {position: level})) - 1
 
     def costs(self, vectors: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the cost of each row, ``[n, variables] -> [n]``.
@@ -109,20 +123,26 @@ def _positions(term: Term) -> tuple[int, ...]:
     return (term.size,) if term.switch is None else (term.size, term.switch)
 
 
-def shrink(w: Wiring, vector: Vector, limit: int, rng: np.random.Generator, drop: float) -> Vector:
-    """Lower random variables until the cost is at most ``limit``; may end empty.
+def thin(vector: Vector, rng: np.random.Generator) -> Vector:
+    """Keep a random few of the variables that are not at 0: how many is log-uniform between one and all of them."""
+    live = np.flatnonzero(vector)
+    kept = rng.choice(live, size=round(len(live) ** rng.random()), replace=False)
+    return [level if kept_ else 0 for level, kept_ in zip(vector, np.isin(np.arange(len(vector)), kept), strict=True)]
 
-    Each turn takes a random variable that is not at 0. Where lowering it alone is enough, it gets the highest level
-    that fits and we are done. Otherwise it is dropped to 0 with probability ``drop``, else lowered by one step.
+
+def shrink(w: Wiring, vector: Vector, limit: int, rng: np.random.Generator) -> Vector:
+    """Lower random variables, step by step, until the cost is at most ``limit``; may end empty.
+
+    Where lowering the variable at hand is enough, it gets the highest level that fits, and that is the end.
     """
     vector = list(vector)
     cost = w.cost(vector)
     while cost > limit:
-        live = [p for p, level in enumerate(vector) if level]
-        p = live[rng.integers(len(live))]
-        fits = [k for k in range(vector[p]) if cost + w.difference(vector, {p: k}) <= limit]
+        live = np.flatnonzero(vector)
+        p = int(live[rng.integers(len(live))])
+        fitting = w.highest(vector, p, limit - cost)
         step = max(1, vector[p] // _FINE_LEVELS)
-        lower = fits[-1] if fits else 0 if rng.random() < drop else vector[p] - step
+        lower = fitting if fitting >= 0 else vector[p] - step
         cost += w.difference(vector, {p: lower})
         vector[p] = lower
     return w.canonical(vector)
@@ -132,26 +152,30 @@ def grow(w: Wiring, vector: Vector, limit: int, rng: np.random.Generator) -> Vec
     """Raise variables, in random order and each to a random level that fits, until no single raise fits ``limit``."""
     vector = list(vector)
     cost = w.cost(vector)
-    grown = True
-    while grown:
-        grown = False
-        raises = list(_raises(w, vector))
-        for n in rng.permutation(len(raises)):
-            affordable = [c for c in raises[n] if 0 < w.difference(vector, c) <= limit - cost]
-            affordable = [c for c in affordable if all(level > vector[p] for p, level in c.items())]
-            if affordable:
-                change = affordable[rng.integers(len(affordable))]
-                cost += w.difference(vector, change)
+    before = -1
+    while before < cost:
+        before = cost
+        pairs = [change for change in wakes(w, vector) if len(change) > 1]
+        for n in rng.permutation(len(vector) + len(pairs)).tolist():
+            change = _raise(w, vector, n, limit - cost, rng) if n < len(vector) else pairs[n - len(vector)]
+            difference = w.difference(vector, change)
+            if 0 < difference <= limit - cost:
+                cost += difference
                 for p, level in change.items():
-                    vector[p] = level
-                grown = True
-    return vector
+                    vector[p] = max(level, vector[p])
+    return w.canonical(vector)
+
+
+def _raise(w: Wiring, vector: Vector, p: int, room: int, rng: np.random.Generator) -> Change:
+    """Return a random higher level for variable ``p`` that costs at most ``room`` more; no change if there is none."""
+    highest = w.highest(vector, p, room)
+    return {p: int(rng.integers(vector[p] + 1, highest + 1))} if highest > vector[p] else {}
 
 
 def wake_one(w: Wiring, vector: Vector, limit: int, rng: np.random.Generator) -> Vector:
     """Return ``vector`` with one random idle module added at its smallest size, among those that fit ``limit``."""
-    cost = w.cost(vector)
-    fitting = [c for c in wakes(w, vector) if cost + w.difference(vector, c) <= limit]
+    room = limit - w.cost(vector)
+    fitting = [change for change in wakes(w, vector) if w.difference(vector, change) <= room]
     return w.changed(vector, fitting[rng.integers(len(fitting))])
 
 
@@ -172,23 +196,9 @@ def wakes(w: Wiring, vector: Vector) -> Iterator[Change]:
     A size variable at 0 that has a term without a switch wakes alone. Where raising the size variable alone and turning
     on the switch alone would both change nothing, the two wake together.
     """
-
-    def idle(position: int, level: int) -> bool:
-        return vector[position] == 0 and w.difference(vector, {position: level}) == 0
-
-    for position, level in enumerate(vector):
-        if level == 0 and not idle(position, 1):
-            yield {position: 1}
+    alone = [level == 0 and w.difference(vector, {p: 1}) > 0 for p, level in enumerate(vector)]
+    yield from ({p: 1} for p, wakes_alone in enumerate(alone) if wakes_alone)
     for term in w.terms:
-        if term.switch is not None and idle(term.size, 1) and idle(term.switch, 1):
-            yield {term.size: 1, term.switch: 1}
-
-
-def _raises(w: Wiring, vector: Vector) -> Iterator[list[Change]]:
-    """Yield, for each variable that can be raised, its possible raises; wakes of pairs come as one each."""
-    for p, k in enumerate(vector):
-        if k + 1 < w.levels[p]:
-            yield [{p: higher} for higher in range(k + 1, w.levels[p])]
-    for change in wakes(w, vector):
-        if len(change) > 1:
-            yield [change]
+        both = () if term.switch is None else (term.size, term.switch)
+        if both and not any(vector[p] or alone[p] for p in both):
+            yield dict.fromkeys(both, 1)

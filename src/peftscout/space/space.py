@@ -251,9 +251,9 @@ class Space:
     def sample_within(self, budget: Budget, rng: np.random.Generator) -> Plan:
         """Return a random plan that is within ``budget`` and uses it up: no variable can be raised any further.
 
-        A uniform draw is shrunk until it fits, then grown until nothing more fits, both in random order (see
-        `moves.shrink` and `moves.grow`). Shrinking drops a module outright with a probability that is itself drawn
-        once a plan, so that plans range from a few large modules to many small ones.
+        A uniform draw that costs too much is thinned out to a random number of modules (log-uniform, so that plans
+        range from a few large modules to many small ones) and shrunk until it fits; then it is grown until nothing more
+        fits. All in random order: see `moves.thin`, `moves.shrink` and `moves.grow`.
 
         Raises:
             SpaceError: when not even the cheapest plan fits; the message has its price.
@@ -261,7 +261,8 @@ class Space:
         self._require_affordable(budget)
         wiring = self._wiring
         vector = wiring.canonical(self.sample_vectors(1, rng)[0].tolist())
-        vector = moves.shrink(wiring, vector, budget.parameters, rng, drop=rng.random())
+        if wiring.cost(vector) > budget.parameters:
+            vector = moves.shrink(wiring, wiring.canonical(moves.thin(vector, rng)), budget.parameters, rng)
         return self.decode(moves.grow(wiring, vector, budget.parameters, rng))
 
     def repair(self, plan: Plan, budget: Budget, rng: np.random.Generator) -> Plan:
@@ -276,7 +277,7 @@ class Space:
             raise SpaceError(f"space {self.name!r}: the empty plan cannot be repaired")
         vector = self.encode(plan).tolist()
         self._require_affordable(budget)
-        vector = moves.shrink(self._wiring, vector, budget.parameters, rng, drop=0.0)
+        vector = moves.shrink(self._wiring, vector, budget.parameters, rng)
         if not any(vector):
             vector = moves.wake_one(self._wiring, vector, budget.parameters, rng)
         return self.decode(vector)
@@ -290,7 +291,12 @@ class Space:
         Raises:
             SpaceError: when ``plan`` is not in the space.
         """
-        return [self.decode(vector) for vector in moves.neighbours(self._wiring, self.encode(plan).tolist())]
+        return [self.decode(vector) for vector in self.neighbour_vectors(self.encode(plan))]
+
+    def neighbour_vectors(self, vector: Vectors) -> Vectors:
+        """Return `neighbours` as canonical vectors ``[n, variables]``, of a canonical ``vector`` ``[variables]``."""
+        found = list(moves.neighbours(self._wiring, self._checked(vector[None])[0].tolist()))
+        return np.array(found, dtype=np.int64).reshape(len(found), len(self.levels))
 
     # -- smaller spaces -----------------------------------------------------------------------------------------------
 
