@@ -75,7 +75,7 @@ def load_backbone(
         ArchitectureError: when the model cannot be loaded, has no head for the task, or has no usable sites.
     """
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
     elif task.kind == "classification":
@@ -89,30 +89,34 @@ def load_backbone(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if getattr(config, "pad_token_id", None) is None:
         arguments["pad_token_id"] = tokenizer.pad_token_id
-    auto_class = AUTO_CLASSES[task.kind]
+    reference = BaseReference(name, AUTO_CLASSES[task.kind], arguments)
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    return Backbone(model, tokenizer, ModelMap.from_model(model), reference, _positions(config, tokenizer))
+
+
+def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:
+    """Load the frozen model behind a reference; what its checkpoint lacks (the task head) is initialised by ``seed``.
+
+    Raises:
+        ArchitectureError: when its weights cannot be loaded, or transformers has no such head for it.
+    """
+    name, auto_class = reference.name_or_path, reference.auto_class
     transformers.set_seed(seed)
     with quiet_loading():
         try:
-            model = getattr(transformers, auto_class).from_pretrained(name, **arguments, **where)
+            model = getattr(transformers, auto_class).from_pretrained(
+                name, **reference.kwargs, trust_remote_code=trust_remote_code
+            )
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise ArchitectureError(f"model {name}: {error}") from None
             raise ArchitectureError(
-                f"model {name}: transformers has no {auto_class} for {config.model_type}, which {task.kind} needs; "
-                "use another model, or another kind of task"
+                f"model {name}: transformers has no {auto_class} for it; use another model, or another kind of task"
             ) from None
         except OSError as error:
             raise ArchitectureError(f"model {name}: its weights cannot be loaded: {error}") from None
     model.requires_grad_(False)
-    if revision is not None:
-        arguments["revision"] = revision
-    return Backbone(
-        model,
-        tokenizer,
-        ModelMap.from_model(model),
-        BaseReference(name, auto_class, arguments),
-        _positions(config, tokenizer),
-    )
+    return model
 
 
 class quiet_loading:  # noqa: N801 - reads as a statement: "with quiet_loading():"

@@ -143,6 +143,7 @@ class StudyConfig(_Section):
         seed: of the search; the final seeds follow from it.
         lr_scales: learning-rate factors that the search may draw from (the nuisance axis).
         export: ``lora`` restricts the space so that the result is a stock LoRA adapter.
+        storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
         revision: revision of a hub model.
@@ -161,6 +162,7 @@ class StudyConfig(_Section):
     seed: int = Field(default=0, ge=0)
     lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     export: Literal["any", "lora"] = "any"
+    storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()
     revision: str | None = None

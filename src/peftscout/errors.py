@@ -42,6 +42,10 @@ class StudyError(PeftscoutError):
     """A study folder that cannot be opened, continued or read."""
 
 
+class NothingFeasibleError(StudyError):
+    """A search that ended without a single trial that has a score. The command line exits with 2."""
+
+
 class ExportError(PeftscoutError):
     """A result that cannot be written in the asked form."""
 

@@ -1,0 +1,241 @@
+"""The public functions: search a model, open a study, apply a plan, inspect a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftscout.backbone import load_config, quiet_loading
+from peftscout.config import StudyConfig, merge
+from peftscout.engine import dry_run, prepare, run_study
+from peftscout.export import ExportReport
+from peftscout.front import front_of
+from peftscout.handover import Format, export_study
+from peftscout.plan import Plan
+from peftscout.report.progress import Reporter, Silent, reporter_for
+from peftscout.retrain import apply_plan
+from peftscout.study import read_json, read_records, read_summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from peftscout.architecture import ModelMap
+
+
+@dataclass(frozen=True)
+class Best:
+    """The chosen plan: its placements, its trainable parameters and its score on the search split."""
+
+    plan: Plan
+    cost: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished study.
+
+    Attributes:
+        folder: of the study.
+        summary: as in ``summary.json``.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def best(self) -> Best:
+        """The chosen plan."""
+        b = self.summary["best"]
+        return Best(Plan.from_json(b["plan"]), b["cost"], b["score"])
+
+    @property
+    def verdict(self) -> str:
+        """The result in words, with its numbers."""
+        return str(self.summary["verdict"])
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per evaluation: number, stage, label, state, cost, score, seconds, steps, seed, lr_scale, plan."""
+        import pandas as pd
+
+        rows = [{**t, "plan": Plan.from_json(t["plan"])} for t in self.summary["trials"]]
+        return pd.DataFrame(rows)
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The plans that no other plan of the search beats on both cost and score, cheapest first."""
+        trials = self.trials
+        rows = trials[(trials["stage"] != "final") & (trials["state"] == "done")].reset_index(drop=True)
+        return rows.iloc[front_of(list(rows["cost"]), list(rows["score"]))].reset_index(drop=True)
+
+    def export(self, out: str | Path, format: Format = "auto") -> ExportReport:
+        """Write the trained adapter of the chosen plan to ``out``; see `peftscout.handover.export_study`."""
+        return export_study(self.folder, Path(out), format)
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+def search(
+    model: str | Path,
+    data: str | Path | Mapping[str, Any] | None = None,
+    *,
+    budget: str | int,
+    study: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Result:
+    """Find, within ``budget`` trainable parameters, the PEFT configuration that serves ``model`` on ``data`` best.
+
+    The same call again continues an interrupted study, or returns the finished one without training.
+
+    Args:
+        model: hub id or folder of a pretrained model.
+        data: hub id, recipe name or folder; or a mapping of fields of `peftscout.config.DataConfig`; or a
+            ``datasets.DatasetDict`` with ``train`` and ``validation``.
+        budget: ``200_000``, ``"0.5%"``, ``"1.39‱"``, ``"2MB"``.
+        study: folder of the study; by default ``studies/<model>-<task>-<hash of the configuration>``.
+        progress: show progress on the terminal (standard error).
+        **options: any other field of `peftscout.config.StudyConfig`, such as ``trials=20`` or ``training={...}``.
+
+    Returns:
+        The finished study.
+
+    Raises:
+        PeftscoutError: before any training, for whatever cannot work.
+    """
+    in_memory = data if _is_dataset_dict(data) else None
+    if in_memory is not None:
+        fields: Mapping[str, Any] = {"source": "in memory"}
+    elif data is None or isinstance(data, Mapping):
+        fields = dict(data or {})
+    else:
+        fields = {"source": str(data)}
+    fields = merge(fields, options.pop("data_options", {}))
+    config = StudyConfig.from_mapping({"model": str(model), "budget": budget, "data": fields, **options})
+    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory)
+
+
+def search_config(config: StudyConfig, study: str | Path | None, reporter: Reporter, in_memory: Any = None) -> Result:
+    """Run or continue the study of ``config``; what `search` and the command line share."""
+    folder = Path(study) if study is not None else default_folder(config)
+    return Result(folder, run_study(prepare(config, in_memory), folder, reporter))
+
+
+def dry_run_config(config: StudyConfig) -> dict[str, Any]:
+    """Return what the study of ``config`` would do and how long it would take; see `peftscout.engine.dry_run`."""
+    return dry_run(prepare(config))
+
+
+def default_folder(config: StudyConfig) -> Path:
+    """Return ``studies/<model>-<task>-<hash>``: equal configurations meet in one folder, different ones never do."""
+    text = json.dumps(config.to_mapping(), sort_keys=True)
+    task = config.data.source or config.data.train or "data"
+    names = (re.sub(r"[^\w.-]+", "-", Path(str(part)).name).strip(".-") for part in (config.model, task))
+    return Path("studies") / "-".join([*names, hashlib.sha256(text.encode()).hexdigest()[:8]])
+
+
+def open_study(folder: str | Path) -> Result:
+    """Open a finished study.
+
+    Raises:
+        StudyError: when the folder is no study, or the study has not finished.
+    """
+    return Result(Path(folder), read_summary(Path(folder)))
+
+
+def study_status(folder: Path) -> list[dict[str, Any]]:
+    """Return one row per evaluation of a running or finished study."""
+    return [
+        {
+            "number": r.number,
+            "stage": r.stage,
+            "label": r.request.label,
+            "state": "running" if r.outcome is None else str(r.outcome.state),
+            "cost": None if r.outcome is None else r.outcome.cost,
+            "score": None if r.outcome is None else r.outcome.score,
+            "seconds": None if r.outcome is None else r.outcome.seconds,
+        }
+        for r in read_records(folder)
+    ]
+
+
+def apply(
+    plan: Plan | str | Path,
+    model: str | Path,
+    data: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    format: Format = "auto",
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a found plan on other data, without a search, and export the adapter to ``out``.
+
+    Args:
+        plan: a plan, or a file that holds one (``plan.json`` of a trial, or ``summary.json`` of a study).
+        model: hub id or folder of a pretrained model.
+        data: as in `search`.
+        out: folder of the exported adapter.
+        format: rung of the export ladder.
+        progress: show progress on the terminal.
+        **options: any field of `peftscout.config.StudyConfig` that says how to train.
+
+    Returns:
+        The scores: ``{"cost", "score", "metrics", "report"}``.
+    """
+    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    fields = dict(data) if isinstance(data, Mapping) else {"source": str(data)}
+    config = StudyConfig.from_mapping({"model": str(model), "budget": "100%", "data": fields, **options})
+    return apply_config(plan, config, Path(out), format, terminal_reporter() if progress else Silent())
+
+
+def apply_config(plan: Plan, config: StudyConfig, out: Path, format: Format, reporter: Reporter) -> dict[str, Any]:
+    """Train ``plan`` as ``config`` says and export it; what `apply` and the command line share."""
+    return apply_plan(prepare(config), plan, out, format, reporter)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from ``plan.json``, or the chosen one from ``summary.json``.
+
+    Raises:
+        StudyError: when there is no such file or it is not JSON.
+        PlanError: when it holds no plan.
+    """
+    data = read_json(path, f"{path}: no such file")
+    if isinstance(data, dict) and isinstance(data.get("best"), dict):
+        data = data["best"].get("plan")
+    return Plan.from_json(data)
+
+
+def map_model(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelMap:
+    """Return the structure of a model from its configuration alone: no weights are loaded.
+
+    Raises:
+        ArchitectureError: when there is no such model, or it has no attention blocks.
+    """
+    import torch
+    from transformers import AutoModel
+
+    from peftscout.architecture import ModelMap
+
+    config = load_config(str(model), revision=revision, trust_remote_code=trust_remote_code)
+    with quiet_loading(), torch.device("meta"):
+        return ModelMap.from_model(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def terminal_reporter() -> Reporter:
+    """Return the progress display for this terminal."""
+    from rich.console import Console
+
+    return reporter_for(Console(stderr=True))
+
+
+def _is_dataset_dict(data: object) -> bool:
+    return isinstance(data, Mapping) and bool(data) and all(hasattr(split, "column_names") for split in data.values())

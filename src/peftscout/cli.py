@@ -1,0 +1,228 @@
+"""The command line: parse, call, print. Everything it does can be done from Python with the same words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from peftscout import __version__
+from peftscout.errors import ConfigError, NothingFeasibleError, PeftscoutError
+
+app = typer.Typer(
+    name="peftscout",
+    help="Find which PEFT modules to put where in a model, and how large, within a budget of trainable parameters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERRUPTED = 130
+
+Model = Annotated[str, typer.Argument(help="Hub id or folder of a pretrained model.")]
+Data = Annotated[str | None, typer.Option(help="Hub id, recipe name, or folder with train.* and validation.*")]
+Train = Annotated[Path | None, typer.Option(help="File of training rows (jsonl, csv, tsv, parquet).")]
+Validation = Annotated[Path | None, typer.Option(help="File of validation rows.")]
+Text = Annotated[str | None, typer.Option(help="Column of the text.")]
+TextPair = Annotated[str | None, typer.Option(help="Column of the second text.")]
+Label = Annotated[str | None, typer.Option(help="Column of the label.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps of an evaluation.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the search.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any configuration key: --set training.batch_size=16")
+]
+Config = Annotated[Path | None, typer.Option(help="YAML file with the configuration; options given here win.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+StudyFolder = Annotated[Path, typer.Argument(help="Folder of a study.")]
+Format = Annotated[str, typer.Option(help="auto, lora, composite or merged")]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    space: Annotated[str | None, typer.Option(help="Preset or YAML file: shows what it offers in this model.")] = None,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Show where ops can sit in a model, with shapes and prices. No weights are loaded."""
+    from peftscout.api import map_model
+    from peftscout.report.inspect import inspect_json, inspect_text
+    from peftscout.space import load_space
+
+    model_map = map_model(model, trust_remote_code=trust_remote_code)
+    chosen = None if space is None else load_space(space, model_map.sites)
+    if as_json:
+        _print_json(inspect_json(model_map, chosen))
+    else:
+        Console().print(inspect_text(model_map, chosen))
+
+
+@app.command()
+def search(
+    model: Annotated[str | None, typer.Argument(help="Hub id or folder of a pretrained model.")] = None,
+    budget: Annotated[str | None, typer.Option(help="200_000, 0.5%, 1.39‱ or 2MB of trainable parameters.")] = None,
+    data: Data = None,
+    train: Train = None,
+    validation: Validation = None,
+    test: Annotated[Path | None, typer.Option(help="File of test rows.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    max_train_rows: Annotated[int | None, typer.Option(help="Use only so many training rows.")] = None,
+    space: Annotated[str | None, typer.Option(help="Preset name or YAML file.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Search strategy.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Evaluations in all, the baseline among them.")] = None,
+    steps: Steps = None,
+    time: Annotated[str | None, typer.Option(help="Start no new evaluation after this time: 90s, 30m, 1h.")] = None,
+    final_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the comparison at the end.")] = None,
+    seed: Seed = None,
+    study: Annotated[Path | None, typer.Option(help="Folder of the study; an existing one is continued.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL for the ledger.")] = None,
+    config: Config = None,
+    set_: SetOption = None,
+    export: Annotated[str | None, typer.Option(help="any, or lora: only what a stock LoRA adapter can hold.")] = None,
+    trust_remote_code: Trust = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and how long it takes.")] = False,
+) -> None:
+    """Find, train and compare a configuration within the budget. The same command again continues a study."""
+    from peftscout import api
+    from peftscout.report import tables
+
+    fields = {"source": data, "train": train, "validation": validation, "test": test, "text": text}
+    fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
+    options = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy, "seed": seed}
+    options |= {"trials": trials, "steps": steps, "time": time, "final": {"seeds": final_seeds}, "export": export}
+    options |= {"storage": storage, "trust_remote_code": trust_remote_code or None}
+    parsed = _config(config, options, set_)
+    if dry_run:
+        Console().print(tables.dry_run(api.dry_run_config(parsed)))
+        return
+    result = api.search_config(parsed, study, api.terminal_reporter())
+    Console().print(tables.result(result.summary, result.folder))
+
+
+@app.command()
+def status(study: StudyFolder, as_json: AsJson = False) -> None:
+    """Show the evaluations of a running or finished study."""
+    from peftscout import api
+    from peftscout.report import tables
+
+    rows = api.study_status(study)
+    if as_json:
+        _print_json(rows)
+    else:
+        Console().print(tables.status(rows))
+
+
+@app.command()
+def report(study: StudyFolder, as_json: AsJson = False) -> None:
+    """Show the result of a finished study: verdict, comparison, front and chosen plan."""
+    from peftscout import api
+    from peftscout.report import tables
+
+    result = api.open_study(study)
+    if as_json:
+        _print_json(result.summary)
+    else:
+        Console().print(tables.report(result))
+
+
+@app.command()
+def export(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
+    format: Format = "auto",
+) -> None:
+    """Write the trained adapter of the chosen plan, verified by loading it in a fresh process."""
+    from peftscout import api
+    from peftscout.report import tables
+
+    Console().print(tables.export(api.open_study(study).export(out, _format(format))))
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="plan.json of a trial, or summary.json of a study.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    data: Data = None,
+    train: Train = None,
+    validation: Validation = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    config: Config = None,
+    set_: SetOption = None,
+    format: Format = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Train a found plan on other data, without a search, and export it."""
+    from peftscout import api
+
+    fields = {"source": data, "train": train, "validation": validation, "text": text, "text_pair": text_pair}
+    options = {"model": model, "budget": "100%", "data": {**fields, "label": label}, "steps": steps, "seed": seed}
+    parsed = _config(config, {**options, "trust_remote_code": trust_remote_code or None}, set_)
+    _print_json(api.apply_config(api.read_plan(plan), parsed, out, _format(format), api.terminal_reporter()))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Find which PEFT modules to put where in a model, and how large, within a budget of trainable parameters."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _config(file: Path | None, options: dict[str, Any], assignments: list[str] | None) -> Any:
+    """Lay options over the file, and ``--set`` over both; what was not given stays as it is."""
+    from peftscout.config import StudyConfig, merge, override, read_yaml
+
+    base = {} if file is None else read_yaml(file)
+    return StudyConfig.from_mapping(override(merge(base, _given(options)), assignments or []))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    sections = {key: _given(value) if isinstance(value, dict) else value for key, value in options.items()}
+    return {key: value for key, value in sections.items() if value is not None and value != {}}
+
+
+def _format(name: str) -> Any:
+    if name not in ("auto", "lora", "composite", "merged"):
+        raise ConfigError(f"--format {name}: there are auto, lora, composite and merged")
+    return name
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 user error, 2 no feasible trial, 130 interrupted (state is safe)."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except NothingFeasibleError as error:
+        _fail(str(error), 2)
+    except PeftscoutError as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; run the same command again to go on", INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            _fail(error.format_message(), 1)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True).print(f"peftscout: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

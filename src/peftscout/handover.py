@@ -1,0 +1,109 @@
+"""From a study folder to what others load: pick the trained adapter of the chosen plan and export it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from peftscout.architecture import ModelMap
+from peftscout.backbone import load_model, quiet_loading
+from peftscout.errors import StudyError
+from peftscout.export import BaseReference, ExportReport, export_adapter
+from peftscout.plan import Plan
+from peftscout.study import Header, read_header, read_summary, trial_folder
+
+Format = Literal["auto", "lora", "composite", "merged"]
+
+PROBE_ROWS, PROBE_LENGTH = 3, 12
+"""Size of the made-up batch on which an export must give the same outputs."""
+
+
+def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportReport:
+    """Write the trained adapter of the chosen plan of a finished study to ``out``.
+
+    Of the final trainings the one with the best score on the search split is taken; without a final comparison, the
+    chosen trial itself. The export is verified by loading it in a fresh process before it appears.
+
+    Raises:
+        StudyError: when the study has not finished or its adapter is missing.
+        ExportError: when ``format`` cannot hold the plan, ``out`` is not empty, or the outputs differ.
+    """
+    summary, header = read_summary(folder), read_header(folder)
+    plan = Plan.from_json(summary["best"]["plan"])
+    adapter = trial_folder(folder, _trained_trial(summary)) / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        raise StudyError(f"{adapter}: the trained adapter is missing; run the search again in a new folder")
+    return export_trained(
+        adapter,
+        plan,
+        BaseReference(**header.model["reference"]),
+        out,
+        format=format,
+        card=_card(summary, header),
+        seed=header.config["seed"],
+        trust_remote_code=header.config["trust_remote_code"],
+    )
+
+
+def export_trained(
+    adapter: Path,
+    plan: Plan,
+    reference: BaseReference,
+    out: Path,
+    *,
+    format: Format,
+    card: str,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> ExportReport:
+    """Load a trained adapter folder onto a fresh base and write it to ``out`` in the asked form, verified."""
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    model_map = ModelMap.from_model(model)
+    with quiet_loading():
+        adapted = PeftModel.from_pretrained(model, adapter).eval()
+    probe = probe_batch(model, choices=_choices(reference))
+    return export_adapter(adapted, plan, model_map, out, format=format, base=reference, probe=probe, card=card)
+
+
+def _trained_trial(summary: dict[str, Any]) -> int:
+    best = summary["best"]
+    finals = [
+        t for t in summary["trials"] if t["stage"] == "final" and t["plan"] == best["plan"] and t["state"] == "done"
+    ]
+    return int(max(finals, key=lambda t: t["score"])["number"] if finals else best["trial"])
+
+
+def probe_batch(model: Any, choices: int = 0) -> dict[str, Tensor]:
+    """Return made-up token ids with some padding, for comparing outputs: [rows, length] or [rows, choices, length]."""
+    shape = (PROBE_ROWS, choices, PROBE_LENGTH) if choices else (PROBE_ROWS, PROBE_LENGTH)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(min(10, vocabulary - 1), vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[-1, ..., PROBE_LENGTH // 2 :] = 0
+    pad = model.config.get_text_config().pad_token_id
+    ids[mask == 0] = 0 if pad is None else pad
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _choices(reference: BaseReference) -> int:
+    return 2 if reference.auto_class == "AutoModelForMultipleChoice" else 0
+
+
+def _card(summary: dict[str, Any], header: Header) -> str:
+    """Text of the model card under the load snippet: what was found, and what decided it."""
+    budget, spent = summary["budget"], f"{len(summary['trials'])} evaluations, {summary['spent']['seconds']:.0f} s"
+    lines = [
+        summary["verdict"],
+        "",
+        f"- task: {summary['task']}, metric: {summary['metric']}",
+        f"- budget: {budget['text']} = {budget['parameters']:,} trainable parameters, head apart",
+        f"- search: {summary['strategy']} over {summary['space']}, {spent}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in header.versions.items())}",
+    ]
+    if labels := summary["labels"]:
+        lines.append("- labels: " + ", ".join(f"{i} = {label}" for i, label in enumerate(labels)))
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""``summary.json`` of a study, and its verdict in words. The format is documented in ``docs/summary.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftscout.comparison import LEVEL, Comparison, Scores
+from peftscout.config import StudyConfig
+from peftscout.ledger import Record
+from peftscout.report.plan_table import describe
+from peftscout.strategies.base import Problem
+from peftscout.study import SCHEMA
+from peftscout.tasks import Task
+
+
+def summarise(
+    config: StudyConfig,
+    task: Task,
+    problem: Problem,
+    records: Sequence[Record],
+    *,
+    best: Record,
+    baseline: Record,
+    comparison: Comparison | None,
+    total: int,
+) -> dict[str, Any]:
+    """Return the summary of a finished study as plain data.
+
+    Args:
+        config: of the study.
+        task: what was learnt.
+        problem: as the strategy saw it.
+        records: the whole ledger.
+        best: record of the chosen plan with its best learning rate.
+        baseline: likewise of uniform LoRA.
+        comparison: on the report split, or ``None`` when there was none.
+        total: parameters of the backbone.
+    """
+    outcomes = [r.outcome for r in records if r.outcome is not None]
+    return {
+        "schema": SCHEMA,
+        "model": config.model,
+        "task": task.name,
+        "metric": task.metrics[0],
+        "labels": list(task.labels),
+        "budget": {"parameters": problem.budget.parameters, "text": problem.budget.text},
+        "strategy": config.strategy,
+        "space": problem.space.name,
+        "trials": [_trial(r) for r in records],
+        "best": _contender(best),
+        "baseline": _contender(baseline),
+        "final": None if comparison is None else _final(comparison),
+        "verdict": verdict(task, problem, best, baseline, comparison, total),
+        "spent": {
+            "seconds": sum(o.seconds for o in outcomes),
+            "forward_backward_passes": sum(o.passes for o in outcomes),
+        },
+    }
+
+
+def _trial(record: Record) -> dict[str, Any]:
+    r, o = record.request, record.outcome
+    return {
+        "number": record.number,
+        "stage": record.stage,
+        "label": r.label,
+        "state": "running" if o is None else str(o.state),
+        "cost": None if o is None else o.cost,
+        "score": None if o is None else o.score,
+        "seconds": None if o is None else o.seconds,
+        "steps": None if o is None else o.steps,
+        "peak_memory": None if o is None else o.peak_memory,
+        "seed": r.seed,
+        "lr_scale": r.lr_scale,
+        "plan": r.plan.to_json(),
+    }
+
+
+def _contender(record: Record) -> dict[str, Any]:
+    assert record.outcome is not None
+    return {
+        "plan": record.request.plan.to_json(),
+        "cost": record.outcome.cost,
+        "score": record.outcome.score,
+        "lr_scale": record.request.lr_scale,
+        "label": record.request.label,
+        "trial": record.number,
+    }
+
+
+def _final(c: Comparison) -> dict[str, Any]:
+    def scores(s: Scores) -> dict[str, Any]:
+        return {"scores": list(s.values), "mean": s.mean, "std": s.std}
+
+    return {
+        "best": scores(c.best),
+        "baseline": scores(c.baseline),
+        "difference": c.difference,
+        "interval": None if c.interval is None else list(c.interval),
+    }
+
+
+def verdict(
+    task: Task, problem: Problem, best: Record, baseline: Record, comparison: Comparison | None, total: int
+) -> str:
+    """Return the result of a study in one or two sentences with numbers, or the honest null."""
+    assert best.outcome is not None
+    plan = best.request.plan
+    cost = best.outcome.cost
+    what = f"{describe(plan, problem.sites)}, {cost:,} trainable parameters ({share(cost, total)})"
+    metric = task.metrics[0]
+    if comparison is None:
+        why = (
+            "" if baseline.outcome is not None and baseline.outcome.done else " Uniform LoRA did not train to a score."
+        )
+        return f"{what}: {metric} {best.outcome.score:.4f} on the search split; not compared on the report split.{why}"
+    c = comparison
+    ours, theirs = _mean_and_spread(c.best), _mean_and_spread(c.baseline)
+    if plan == baseline.request.plan:
+        return f"No plan was better than uniform LoRA in this search. {what}: {metric} {ours} on the report split."
+    points = f"{abs(c.difference) * 100:.1f} points {'above' if c.difference >= 0 else 'below'}"
+    if c.interval is None:
+        return (
+            f"{what}: {metric} {ours}, {points} uniform LoRA at the same budget ({theirs}); "
+            "with a single seed nobody knows the spread, so nothing is proven."
+        )
+    low, high = (bound * 100 for bound in c.interval)
+    between = f"{LEVEL:.0%} interval {low:.1f} to {high:.1f}"
+    numbers = f"{metric} {ours}, {points} uniform LoRA at the same budget ({theirs}; {between})"
+    if c.gain:
+        return f"{what}: {numbers}."
+    if c.loss:
+        return f"Uniform LoRA is better: {what} reached {numbers}. Use uniform LoRA."
+    return f"No significant gain over uniform LoRA at the same budget. {what}: {numbers}."
+
+
+def share(cost: int, total: int) -> str:
+    """Return cost as a percentage of ``total`` with two significant digits: ``0.35 %``."""
+    percent = 100 * cost / total
+    digits = 2 if percent >= 0.1 else 4
+    return f"{percent:.{digits}f} %"
+
+
+def _mean_and_spread(scores: Scores) -> str:
+    return f"{scores.mean:.4f}" if scores.std is None else f"{scores.mean:.4f} +- {scores.std:.4f}"

@@ -1,0 +1,237 @@
+"""A study on disk: one folder with its header, ledger, trials and summary. Opened by one process at a time.
+
+```
+STUDY/
+  study.json        what decides the study: config, data manifest, model fingerprint, versions (written once)
+  ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
+  trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.npz for the final comparison
+  cache/            token ids
+  summary.json      written at the end
+  lock              held while a process works in the folder
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from peftscout.config import StudyConfig, config_diff
+from peftscout.errors import StudyError
+from peftscout.ledger import Ledger, Record
+from peftscout.outcome import Outcome
+from peftscout.plan import Plan
+
+SCHEMA = 1
+"""Version of ``study.json`` and ``summary.json``."""
+
+_VERSIONED = ("peftscout", "torch", "transformers", "peft")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide numbers."""
+    return {name: version(name) for name in _VERSIONED}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What decides a study; equal headers may continue each other.
+
+    Attributes:
+        config: the configuration, as plain data.
+        data: manifest of the splits (rows, hashes, seeds).
+        model: fingerprint and parameter count of the backbone.
+        versions: of the packages that decide numbers.
+    """
+
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "schema": SCHEMA,
+            "config": dict(self.config),
+            "data": dict(self.data),
+            "model": dict(self.model),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, place: Path) -> Self:
+        """Read the JSON form.
+
+        Raises:
+            StudyError: when it is not one, or of an unknown schema.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise StudyError(f"{place}: not a study header of schema {SCHEMA} (found {found!r})")
+        try:
+            return cls(data["config"], data["data"], data["model"], data["versions"])
+        except KeyError as error:
+            raise StudyError(f"{place}: {error} is missing") from None
+
+
+class Study:
+    """An open study folder. Use as a context manager: the lock is held inside.
+
+    Raises:
+        StudyError: when another process holds the folder, or when it was made by a different configuration, other data,
+            another model or other versions: the difference is in the message.
+    """
+
+    def __init__(self, folder: Path, header: Header, storage: str | None = None) -> None:
+        self.folder = folder
+        self.header = header
+        self._storage = storage
+        self._lock = FileLock(folder / "lock", blocking=False)
+        self.ledger: Ledger
+
+    def __enter__(self) -> Self:
+        self._refuse_foreign_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            holder = _read_text(self.folder / "lock.holder") or "another process"
+            raise StudyError(
+                f"{self.folder}: {holder} is working in it; wait for it, or choose another --study"
+            ) from None
+        try:
+            (self.folder / "lock.holder").write_text(f"process {os.getpid()}")
+            self._write_or_compare_header()
+            self.ledger = Ledger.at(self._storage or self.folder / "ledger.journal", name=self._ledger_name())
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        (self.folder / "lock.holder").unlink(missing_ok=True)
+        self._lock.release()
+
+    def _ledger_name(self) -> str:
+        return "peftscout" if self._storage is None else self.folder.resolve().name
+
+    def _refuse_foreign_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StudyError(f"{self.folder}: is a file; --study takes a folder")
+        known = {"study.json", "lock", "lock.holder", "study.json.unfinished"}
+        if (
+            self.folder.exists()
+            and not (self.folder / "study.json").exists()
+            and {p.name for p in self.folder.iterdir()} - known
+        ):
+            raise StudyError(f"{self.folder}: is not empty and not a study; choose another folder")
+
+    def _write_or_compare_header(self) -> None:
+        path = self.folder / "study.json"
+        if not path.exists():
+            write_json(path, self.header.to_json())
+            return
+        old = read_header(self.folder).to_json()
+        if lines := config_diff(old, json.loads(json.dumps(self.header.to_json()))):
+            raise StudyError(
+                f"{self.folder}: this study was made with something else:\n  "
+                + "\n  ".join(lines)
+                + "\nRun it with what it was made with to continue it, or choose another --study folder."
+            )
+
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder of a trial."""
+        return trial_folder(self.folder, number)
+
+    def fresh_trial_folder(self, number: int, plan: Plan) -> Path:
+        """Make the folder of a trial that starts: whatever an interrupted try left in it is removed."""
+        folder = self.trial_folder(number)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write_json(folder / "plan.json", plan.to_json())
+        return folder
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        """Write the outcome of a trial: first beside its adapter, then, as the last word, into the ledger."""
+        write_json(self.trial_folder(number) / "outcome.json", outcome.to_json())
+        self.ledger.finish(number, outcome)
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """Return the folder of trial ``number`` of a study folder."""
+    return study / "trials" / f"{number:03d}"
+
+
+def read_header(folder: Path) -> Header:
+    """Read ``study.json``.
+
+    Raises:
+        StudyError: when the folder is no study or the header is damaged.
+    """
+    path = folder / "study.json"
+    return Header.from_json(read_json(path, f"{folder}: is not a study (no study.json)"), path)
+
+
+def read_config(folder: Path) -> StudyConfig:
+    """Return the configuration a study was made with."""
+    return StudyConfig.from_mapping(read_header(folder).config)
+
+
+def read_records(folder: Path, storage: str | None = None) -> list[Record]:
+    """Return the ledger of a study without changing the folder, also while another process works in it."""
+    read_header(folder)
+    place = folder / "ledger.journal"
+    if storage is None and not place.exists():
+        return []
+    return Ledger.reading(storage or place, name="peftscout" if storage is None else folder.resolve().name).records()
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return ``summary.json`` of a finished study.
+
+    Raises:
+        StudyError: when the study has not finished.
+    """
+    read_header(folder)
+    path = folder / "summary.json"
+    summary = read_json(path, f"{folder}: has no summary yet; run the same search again to finish it")
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+        raise StudyError(f"{path}: not a summary of schema {SCHEMA}")
+    return summary
+
+
+def read_json(path: Path, absent: str) -> Any:
+    """Read a JSON file; StudyError says ``absent`` when there is none, or where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(absent) from None
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: cannot be read: {error}") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, also after a power cut."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
