@@ -1,0 +1,129 @@
+"""Texts to token ids, once; rows stay ragged, padding is left to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from peftscout.errors import DataError
+from peftscout.tasks.recipes import Kind
+from peftscout.tasks.splits import LockedSplit, References, Split, Texts
+
+Feature = dict[str, Any]
+"""By input name (``input_ids``, ``attention_mask``, ...) a list, or for multiple choice one list a choice."""
+
+LONGEST = 512
+"""Length limit when neither the caller nor the tokenizer has a smaller one."""
+
+_CHUNK = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of a split.
+
+    Attributes:
+        features: the inputs of each row, see `Feature`.
+        references: class ids or numbers, shape (rows,).
+        lengths: tokens of each row, for multiple choice of its longest choice, shape (rows,).
+        truncated: how many rows lost tokens to the length limit.
+    """
+
+    features: list[Feature]
+    references: References
+    lengths: npt.NDArray[np.int64]
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, row: int) -> Feature:
+        return self.features[row]
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Encoded:
+        """Return the rows at ``indices``, in that order; features are shared, ``truncated`` stays that of the whole."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        features = [self.features[i] for i in chosen]
+        return Encoded(features, self.references[chosen], self.lengths[chosen], self.truncated)
+
+
+def length_limit(tokenizer: Any, max_length: int | None) -> int:
+    """Return the most tokens of one sequence: as given, else what the tokenizer says, at most `LONGEST`.
+
+    Raises:
+        DataError: when special tokens alone fill the limit.
+    """
+    limit = min(int(tokenizer.model_max_length), LONGEST) if max_length is None else max_length
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if limit < least:
+        raise DataError(f"max_length {limit}: at least {least} tokens are needed with this tokenizer")
+    return limit
+
+
+def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None, kind: Kind) -> Encoded:
+    """Tokenise every row once.
+
+    Pairs are cut at the longer text first. Tokenizers that put no token between two texts (GPT-2, Qwen) get a line
+    break there.
+
+    Args:
+        split: the rows; a report split must be unlocked.
+        tokenizer: of transformers.
+        max_length: most tokens of a sequence; ``None`` for `length_limit`'s choice.
+        kind: for ``multiple_choice`` every choice becomes one sequence with the prompt before it.
+
+    Raises:
+        DataError: when a row has no token at all, or the limit leaves no room for text.
+    """
+    limit = length_limit(tokenizer, max_length)
+    width = max((len(texts) for texts in split.texts[:1]), default=1) - 1 if kind == "multiple_choice" else 1
+    sequences = list(_sequences(split.texts, kind))
+    encoded: list[Feature] = []
+    cut = np.zeros(len(sequences), dtype=bool)
+    for start in range(0, len(sequences), _CHUNK):
+        chunk, long = _tokenise(sequences[start : start + _CHUNK], tokenizer, limit)
+        encoded += chunk
+        cut[start : start + len(chunk)] = long
+    lengths = np.array([len(feature["input_ids"]) for feature in encoded], dtype=np.int64)
+    if (empty := np.flatnonzero(lengths == 0)).size:
+        texts = split.texts[empty[0] // width]
+        raise DataError(f"{split.name}: {empty.size} rows have no token with this tokenizer, first {texts!r:.80}")
+    if kind != "multiple_choice":
+        return Encoded(encoded, split.references, lengths, int(cut.sum()))
+    rows = [encoded[i : i + width] for i in range(0, len(encoded), width)]
+    features = [{name: [choice[name] for choice in row] for name in row[0]} for row in rows]
+    by_row = lengths.reshape(-1, width)
+    return Encoded(features, split.references, by_row.max(axis=1), int(cut.reshape(-1, width).any(axis=1).sum()))
+
+
+def _sequences(texts: Sequence[Texts], kind: Kind) -> Sequence[Texts]:
+    if kind != "multiple_choice":
+        return texts
+    return [(prompt, choice) for prompt, *choices in texts for choice in choices]
+
+
+def _tokenise(sequences: Sequence[Texts], tokenizer: Any, limit: int) -> tuple[list[Feature], npt.NDArray[np.bool_]]:
+    """Return the features of single texts or pairs, and which of them had to be cut."""
+    features = _call(sequences, tokenizer)
+    long = np.array([len(feature["input_ids"]) > limit for feature in features], dtype=bool)
+    if long.any():
+        at = np.flatnonzero(long).tolist()
+        for i, feature in zip(at, _call([sequences[i] for i in at], tokenizer, limit), strict=True):
+            features[i] = feature
+    return features, long
+
+
+def _call(sequences: Sequence[Texts], tokenizer: Any, limit: int | None = None) -> list[Feature]:
+    first = [texts[0] for texts in sequences]
+    second = None
+    if len(sequences[0]) == 2:
+        separated = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+        second = [texts[1] if separated else "\n" + texts[1] for texts in sequences]
+    batch = tokenizer(
+        first, second, truncation="longest_first" if limit else False, max_length=limit, padding=False, verbose=False
+    )
+    return [{name: list(values[i]) for name, values in batch.items()} for i in range(len(sequences))]

@@ -1,0 +1,126 @@
+"""Metrics of the field, by name; higher is better for every one, and none is ever NaN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from sklearn import metrics as sk
+
+from peftscout.errors import DataError, nearest
+from peftscout.tasks.recipes import Kind
+
+Numbers = npt.NDArray[Any]
+Metric = Callable[[Numbers, Numbers], float]
+"""(references, predictions) -> score, in the order of scikit-learn."""
+
+
+def _f1(references: Numbers, predictions: Numbers) -> float:
+    return float(sk.f1_score(references, predictions, average="binary", pos_label=1, zero_division=0))
+
+
+def _macro_f1(references: Numbers, predictions: Numbers) -> float:
+    return float(sk.f1_score(references, predictions, average="macro", zero_division=0))
+
+
+def _correlation(statistic: Callable[..., Any]) -> Metric:
+    def correlation(references: Numbers, predictions: Numbers) -> float:
+        if len(references) < 2 or np.ptp(references) == 0 or np.ptp(predictions) == 0:
+            return 0.0  # a constant predicts nothing; the coefficient is not defined
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # nearly constant input: handled below
+            value = float(statistic(references, predictions).statistic)
+        return value if np.isfinite(value) else 0.0
+
+    return correlation
+
+
+CLASSIFICATION: MappingProxyType[str, Metric] = MappingProxyType(
+    {
+        "accuracy": lambda references, predictions: float(np.mean(references == predictions)),
+        "f1": _f1,
+        "macro_f1": _macro_f1,
+        "matthews": lambda references, predictions: float(sk.matthews_corrcoef(references, predictions)),
+    }
+)
+"""Metrics over class ids. ``f1`` takes class 1 as the positive one; ``macro_f1`` is the plain mean over classes."""
+
+REGRESSION: MappingProxyType[str, Metric] = MappingProxyType(
+    {
+        "spearman": _correlation(stats.spearmanr),
+        "pearson": _correlation(stats.pearsonr),
+        "r2": lambda references, predictions: float(sk.r2_score(references, predictions)),
+        "neg_mean_squared_error": lambda r, p: -float(sk.mean_squared_error(r, p)),
+        "neg_mean_absolute_error": lambda r, p: -float(sk.mean_absolute_error(r, p)),
+    }
+)
+"""Metrics over numbers. Correlations with a constant are 0."""
+
+_DEFAULTS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("spearman", "pearson"),
+    "multiple_choice": ("accuracy",),
+}
+
+
+def kind_of_metric(name: str | None) -> Kind | None:
+    """Return ``regression`` for a metric that only numbers have, else ``None``: the data decide."""
+    return "regression" if name in REGRESSION else None
+
+
+def metrics_for(kind: Kind, classes: int, main: str | None, usual: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the metrics of a task, the main one first.
+
+    Args:
+        kind: what is predicted.
+        classes: number of classes; 0 for regression.
+        main: the main metric, when the user names one.
+        usual: the metrics of the recipe; by default those usual for the kind.
+
+    Raises:
+        DataError: when ``main`` is unknown or does not fit the kind.
+    """
+    names = tuple(usual) or _DEFAULTS[kind]
+    if main is None:
+        return names
+    known = REGRESSION if kind == "regression" else CLASSIFICATION
+    if main not in known:
+        raise DataError(
+            f"metric {main!r}: not a metric of {kind.replace('_', ' ')}{nearest(main, known)}; "
+            f"choose from {', '.join(known)}"
+        )
+    if main == "f1" and (kind != "classification" or classes != 2):
+        raise DataError(f"metric 'f1': is for two classes, the task has {classes} choices or classes; use 'macro_f1'")
+    return (main, *(name for name in names if name != main))
+
+
+def compute_metrics(names: Sequence[str], predictions: npt.ArrayLike, references: npt.ArrayLike) -> dict[str, float]:
+    """Score predictions; higher is better for each metric.
+
+    Args:
+        names: metrics, see `CLASSIFICATION` and `REGRESSION`.
+        predictions: class ids or numbers, shape (rows,).
+        references: the truth, shape (rows,).
+
+    Raises:
+        DataError: on an unknown metric.
+        ValueError: when shapes differ, there are no rows, or a number is not finite.
+    """
+    predicted, truth = np.asarray(predictions), np.asarray(references)
+    if predicted.shape != truth.shape or predicted.ndim != 1 or not predicted.size:
+        raise ValueError(
+            f"predictions {predicted.shape} and references {truth.shape}: two equal, non-empty rows needed"
+        )
+    known = {**CLASSIFICATION, **REGRESSION}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f"metric {unknown[0]!r}: unknown{nearest(unknown[0], known)}; choose from {', '.join(known)}")
+    predicted, truth = (x.astype(np.float64) if x.dtype.kind == "f" else x for x in (predicted, truth))
+    if not (np.isfinite(predicted).all() and np.isfinite(truth).all()):
+        raise ValueError("predictions or references are not finite")
+    return {name: known[name](truth, predicted) for name in names}
