@@ -8,6 +8,7 @@
     rules:
       - op: lora
         sites: ["*.attention.{q,v}", "layers.{6..11}.ffn.*"]
+        except: ["*.0.*"]            # sites to leave alone             (optional)
         sizes: [1, 2, 4, 8]          # or: any (every size that fits), or instead: halvings_of: width
         size_tie: site               # site | layer | all | a name      (optional)
         switch: none                 # none | layer | all | a name      (optional)
@@ -32,7 +33,7 @@ from peftscout.space.rules import Rule, Sizes, resolve
 from peftscout.space.space import Space
 
 _SPACE_KEYS = ("name", "description", "source", "rules")
-_RULE_KEYS = ("op", "sites", "sizes", "halvings_of", "size_tie", "switch", "optional")
+_RULE_KEYS = ("op", "sites", "except", "sizes", "halvings_of", "size_tie", "switch", "optional")
 
 
 def load_space(name_or_path: str | Path, sites: Sites) -> Space:
@@ -147,21 +148,26 @@ def _rule(entry: object, source: str, document: _Mapping) -> Rule:
     op = _text(entry, "op", source)
     if op not in OPS:
         _refuse(entry, "op", source, f"unknown op {op!r}{nearest(op, OPS)}; the ops are {', '.join(OPS)}")
-    patterns = entry["sites"]
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-        _refuse(entry, "sites", source, "'sites' must be a list of patterns such as \"*.attention.{q,v}\"")
     optional = entry.get("optional", False)
     if not isinstance(optional, bool):
         _refuse(entry, "optional", source, f"'optional' is true or false, not {optional!r}")
     return Rule(
         op=op,
-        patterns=tuple(patterns),
+        patterns=_patterns(entry, "sites", source),
         sizes=_sizes(entry, op, source),
         size_tie=_text(entry, "size_tie", source) if "size_tie" in entry else "site",
         switch=_text(entry, "switch", source) if "switch" in entry else "none",
+        excepted=_patterns(entry, "except", source) if "except" in entry else (),
         optional=optional,
         where=f"{source}:{entry.line}",
     )
+
+
+def _patterns(entry: _Mapping, key: str, source: str) -> tuple[str, ...]:
+    patterns = entry[key]
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
+        _refuse(entry, key, source, f'{key!r} must be a list of patterns such as "*.attention.{{q,v}}"')
+    return tuple(patterns)
 
 
 def _sizes(entry: _Mapping, op: str, source: str) -> Sizes:

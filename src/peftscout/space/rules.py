@@ -40,6 +40,7 @@ class Rule:
             ``"rank of {role}"`` is one size for each role.
         switch: which choices are on or off together: ``none``, ``layer`` (all of a layer, whatever the op), ``all``, or
             any name, as above.
+        excepted: globs of sites that the rule leaves alone; they may match nothing.
         optional: whether the rule and each of its patterns may match nothing.
         where: file and line, for messages.
     """
@@ -49,6 +50,7 @@ class Rule:
     sizes: Sizes
     size_tie: str = "site"
     switch: str = "none"
+    excepted: tuple[str, ...] = ()
     optional: bool = False
     where: str = "rule"
 
@@ -97,7 +99,8 @@ def _claimed(rule: Rule, sites: Sites) -> list[Site]:
                 + "; correct the pattern or mark the rule 'optional: true'"
             )
         claimed.update((site.id, site) for site in able)
-    return list(claimed.values())
+    left_alone = {site_id for pattern in rule.excepted for site_id in matching(pattern, sites, rule.where)}
+    return [site for site in claimed.values() if site.id not in left_alone]
 
 
 def _tied_choices(tie: str, tied: list[tuple[Site, Rule]]) -> Iterator[Choice]:
