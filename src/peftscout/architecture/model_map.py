@@ -60,7 +60,7 @@ class ModelMap:
             ArchitectureError: when the model has no attention, a projection has no role, or an override is wrong.
         """
         overrides = Overrides.parse(roles)
-        stacks = find_stacks(model, lambda path: _attention_override(overrides, path))
+        stacks = find_stacks(model, overrides.is_attention)
         blocks = {stack.name: _assign_stack(stack, overrides) for stack in stacks}
         _require_attention(model, [roles for own in blocks.values() for roles in own])
         _require_all_used(overrides, stacks)
@@ -76,11 +76,6 @@ class ModelMap:
             head=head,
             skipped=_merge(notes),
         )
-
-
-def _attention_override(overrides: Overrides, path: str) -> bool:
-    role = overrides.role("", path)
-    return role is not None and role.rpartition(".")[2] in ATTENTION_ROLES
 
 
 def _assign_stack(stack: Stack, overrides: Overrides) -> list[BlockRoles]:
@@ -152,17 +147,17 @@ def _stack_sites(
                 input_module=f"{block.path}.{entries[0].path}",
                 attention=attention,
             )
-    if (norm := final_norm(model, stack, stacks)) is not None:
+    if (final := final_norm(model, stack, stacks)) is not None:
         yield Site(
             id=f"{stack.name}.final_norm",
             kind="norm",
             role="final_norm",
             stack=stack.name,
             layer=None,
-            module=norm.path,
-            in_features=norm.width,
-            out_features=norm.width,
-            has_bias=norm.has_bias,
+            module=final.path,
+            in_features=final.width,
+            out_features=final.width,
+            has_bias=final.has_bias,
         )
 
 
@@ -171,7 +166,7 @@ _SUBLAYERS = (
     ("cross_attention", ("q", "qkv"), "o"),
     ("ffn", ("gate", "gate_up", "up"), "down"),  # in a gated FFN the gate runs first
 )
-"""Sublayers: part, roles of the projection that reads its input (first found), role of the one that gives its output."""
+"""Sublayers: part, roles of the projection that reads its input (the first found), role of the one that ends it."""
 
 
 def _projection_names(projections: Iterable[Projection]) -> dict[str, str]:

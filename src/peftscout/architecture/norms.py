@@ -17,7 +17,7 @@ _FINAL = re.compile(r"(final_|post_)?(layer_?norm|norm|ln)(_f|_final)?")
 
 _CROSS = re.compile(r"cross|encoder_attn")
 _AFTER_ATTENTION = re.compile(r"post_attention|post_attn")
-_ATTENTION = re.compile(r"attn|attention|(^|_)sa_|input|before|(^|_)pre_layernorm|(norm|ln)_?1$")
+_ATTENTION = re.compile(r"attn|attention|(^|_)sa_|^input|before|(^|_)pre_layernorm|(norm|ln)_?1$")
 _FFN = re.compile(r"mlp|ffn|ff_|_ff|feed|output|full_layer|final|after|(norm|ln)_?2$")
 _POST = re.compile(r"(^|_)post_")
 

@@ -1,9 +1,9 @@
 """Assign a role to every projection of a block.
 
-Attention projections are known by the name of their leaf, FFN projections by their widths: ``up`` and ``gate`` leave the
-hidden width, ``down`` returns to it. (``out > in`` would not do: the experts of fine-grained mixtures are narrower than
-the hidden width.) What is neither is skipped with a reason (routers, experts, state-space mixers, position terms) or
-left without a role, which is an error that the user mends with an override.
+Attention projections are known by the name of their leaf, FFN projections by their widths: ``up`` and ``gate`` leave
+the hidden width, ``down`` returns to it. (``out > in`` would not do: a shared expert may be narrower than the hidden
+width.) What is neither is skipped with a reason (routers, experts, state-space mixers, position terms) or left without
+a role, which is an error that the user mends with an override.
 """
 
 from __future__ import annotations
@@ -26,25 +26,33 @@ PARTS = ("attention", "cross_attention", "ffn", "shared_ffn")
 SKIP = "skip"
 """The override that keeps a projection out of the sites."""
 
+Shapes = Mapping[str, tuple[int, int]]
+"""Path -> (in, out), in order of declaration."""
+
 _ATTENTION_LEAVES = {
     "qkv": r"c_attn|qkv(_proj)?|query_key_value|Wqkv|in_proj",
-    "q": r"q|query|(q|query)_(proj|lin|attn)|q_[ab]_proj",
-    "k": r"k|key|(k|key)_(proj|lin)",
-    "v": r"v|value|(v|value)_(proj|lin)",
-    "kv": r"kv_proj|kv_a_proj_with_mqa|kv_b_proj",
-    "o": r"o|o_proj|out_proj|out_lin|dense|c_proj|Wo|proj",
+    "q": r"(linear_|to_|w|W)?(q|query)|(q|query)_(proj|lin|attn)|q_[ab]_proj",
+    "k": r"(linear_|to_|w|W)?(k|key)|(k|key)_(proj|lin)",
+    "v": r"(linear_|to_|w|W)?(v|value)|(v|value)_(proj|lin)",
+    "kv": r"kv_proj|to_kv|kv_a_proj_with_mqa|kv_[ab]_proj",
+    "o": r"(linear_|to_|w|W)?(o|out)|(o|out|c)_(proj|lin)|dense|proj|projection(_layer)?|output",
 }
 _ATTENTION_PATH = re.compile(r"(^|\.)(self_)?(attention|attn)\.")
 _CROSS_PATH = re.compile(r"cross|EncDec|encoder_attn")
-_POSITION = re.compile(r"(^|_)(rel|relative|pos|position)(_|$)")
 _GATE_LEAF = re.compile(r"gate|wi_0|w1|linear_v")
 _UP_LEAF = re.compile(r"up|wi|fc_?(1|in)|lin(ear)?_?1|intermediate|h_to_4h")
-_DOWN_LEAF = re.compile(r"down|wo|fc_?(2|out)|lin(ear)?_?2|output|4h_to_h")
+_DOWN_LEAF = re.compile(r"down|wo|w2|fc_?(2|out)|lin(ear)?_?2|output|4h_to_h")
+
+_ATTENTION_EXTRAS = {
+    r"(.*\.)?indexer\..*": "indexer of sparse attention: not a site",
+    r"(.*[._])?(rel|relative|pos|position)(_[^.]*)?": "position term of attention: not a site",
+    r"(.*\.)?(output_gate|(q_)?gate_proj|g_proj)": "gate of attention: not a site",
+}
+"""Projections of attention that have no role of their own: pattern of the path -> what is reported."""
 
 _MIXER = "linear-attention or state-space mixer: its projections are not sites"
 _EXPERTS = "mixture-of-experts FFN, routed experts are not sites: no FFN sublayer site"
 _ROUTER = "router or gate of a mixture of experts: not a site"
-_POSITION_TERM = "position term of attention: not a site"
 _PER_LAYER = "per-layer input projection: not a site"
 _ASKED = "skipped by role override"
 
@@ -112,6 +120,11 @@ class Overrides:
         """Return the role given to ``path`` inside the block at ``block``; ``None`` when no rule matches."""
         full = f"{block}.{path}"
         return next((role for rule, role in self.rules if rule.fullmatch(path) or rule.fullmatch(full)), None)
+
+    def is_attention(self, block: str, path: str) -> bool:
+        """Whether the user gave ``path`` inside the block at ``block`` a role of attention."""
+        role = self.role(block, path)
+        return role is not None and role.rpartition(".")[2] in ATTENTION_ROLES
 
     def unused(self, paths: Sequence[tuple[str, str]]) -> list[str]:
         """Return the patterns that match none of the (block, path inside it)."""
@@ -187,10 +200,11 @@ def assign(block_path: str, block: nn.Module, hidden: int, overrides: Overrides)
         elif within(path, (*regions.mixers, *regions.experts)):
             continue
         elif in_attention(path, block):
-            if _POSITION.search(path):
-                skipped.append((path, _POSITION_TERM))
+            extra = next((why for pattern, why in _ATTENTION_EXTRAS.items() if re.fullmatch(pattern, path)), None)
+            if extra is not None:
+                skipped.append((path, extra))
             else:
-                unassigned.append((path, "in attention, but its name is not one of q, k, v, qkv, kv, o as known"))
+                unassigned.append((path, "it is in attention, but its name tells none of q, k, v, qkv, kv, o"))
         elif shared:
             rest["shared_ffn"].append(path)
         elif within(path, regions.mixtures) or "router" in path:
@@ -241,41 +255,54 @@ def _attention_role(
     return (part, role) if role else None
 
 
-def _ffn_roles(shapes: Mapping[str, tuple[int, int]], given: Mapping[str, str], hidden: int) -> dict[str, str]:
-    """Return the role of each projection of one FFN, or in its place the reason why it has none.
+def _ffn_roles(shapes: Shapes, given: Mapping[str, str], hidden: int) -> dict[str, str]:
+    """Return the role of each projection of a block's FFN, or in its place the reason why it has none.
 
     Args:
-        shapes: path -> (in, out), in order of declaration.
+        shapes: path -> (in, out) of what lies outside attention, in order of declaration.
         given: roles that the user gave.
         hidden: width of the hidden states.
     """
-    roles = dict(given)
-    for n, (path, (i, o)) in enumerate(shapes.items()):
-        leaf = path.rpartition(".")[2]
-        if path in roles:
-            continue
-        if i == o == hidden:  # as wide as the hidden states: the name decides, then the order
-            named = "down" if _DOWN_LEAF.search(path) else "up" if _UP_LEAF.search(path) else None
-            roles[path] = named or ("down" if n else "up")
-        elif i == hidden:
-            roles[path] = "gate" if _GATE_LEAF.search(leaf) else "up"
-        elif o == hidden:
-            roles[path] = "down"
-        else:
-            roles[path] = f"neither enters nor leaves the hidden width {hidden}"
+    roles = _one_ffn(shapes, given, hidden)
+    if set(roles.values()) <= set(FFN_ROLES):
+        return roles
+    parents = dict.fromkeys(path.rpartition(".")[0] for path in shapes)
+    groups = {p: {path: shape for path, shape in shapes.items() if path.rpartition(".")[0] == p} for p in parents}
+    solved = {parent: _one_ffn(group, given, hidden) for parent, group in groups.items()}
+    complete = [parent for parent, own in solved.items() if set(own.values()) <= set(FFN_ROLES)]
+    if len(complete) != 1:
+        return roles
+    outside = f"it is outside attention and outside the FFN, {complete[0]}"
+    return {path: solved[complete[0]].get(path) or given.get(path, outside) for path in shapes}
+
+
+def _one_ffn(shapes: Shapes, given: Mapping[str, str], hidden: int) -> dict[str, str]:
+    """Do as `_ffn_roles` under the assumption that all of ``shapes`` are one FFN."""
+    roles = {path: given.get(path) or _role_by_width(path, shapes, hidden) for path in shapes}
     downs = [path for path, role in roles.items() if role == "down"]
     if len(downs) != 1:
-        why = f"one of {len(downs)} projections back to the hidden width" if downs else "no projection leads back"
+        why = f"it is one of {len(downs)} that lead back to the hidden width" if downs else "none leads back"
         return {path: given.get(path, why) for path in roles}
     inner = shapes[downs[0]][0]
     ups = [path for path, role in roles.items() if role in ("up", "gate", "gate_up")]
-    if len(ups) == 1 and ups[0] not in given and shapes[ups[0]][1] == 2 * inner:
-        return {**roles, ups[0]: "gate_up"}
+    if len(ups) == 1 and ups[0] not in given:
+        return {**roles, ups[0]: "gate_up" if shapes[ups[0]][1] == 2 * inner else "up"}
     if len(ups) > 2 or (len(ups) == 2 and {roles[path] for path in ups} != {"gate", "up"}):
-        return {**roles, **{path: given.get(path, f"one of {len(ups)} projections up: gate or up?") for path in ups}}
-    if len(ups) == 1 and roles[ups[0]] == "gate" and ups[0] not in given:
-        return {**roles, ups[0]: "up"}
+        why = f"it is one of {len(ups)} that leave the hidden width: which is the gate?"
+        return {**roles, **{path: given.get(path, why) for path in ups}}
     return roles
+
+
+def _role_by_width(path: str, shapes: Shapes, hidden: int) -> str:
+    """Return ``up``, ``gate`` or ``down`` by which side has the hidden width, or the reason why it is none."""
+    enters, leaves = (width == hidden for width in shapes[path])
+    leaf = path.rpartition(".")[2]
+    if enters and leaves:  # the FFN is as wide as the hidden states: the name decides, then the order
+        up = next(iter(shapes)) == path or _UP_LEAF.search(path) or _GATE_LEAF.search(leaf)
+        enters = bool(up) and not _DOWN_LEAF.search(path)
+    if enters:
+        return "gate" if _GATE_LEAF.search(leaf) else "up"
+    return "down" if leaves else f"it neither enters nor leaves at the hidden width {hidden}"
 
 
 def find_regions(block: nn.Module) -> Regions:

@@ -12,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 ATTENTION_CLASS = re.compile(r"Attention|Attn|SelfAtt")
 """How transformers names its attention modules."""
 
+AttentionTest = Callable[[str, str], bool]
+"""(path of a block, path of a projection inside it) -> whether it belongs to attention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -47,14 +50,14 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, child) for path, child in module.named_modules() if path and is_linear(child))
 
 
-def find_stacks(model: nn.Module, is_attention: Callable[[str], bool]) -> tuple[Stack, ...]:
+def find_stacks(model: nn.Module, is_attention: AttentionTest) -> tuple[Stack, ...]:
     """Return the stacks of ``model``: outermost ``ModuleList``s in which any block has a projection and attention.
 
     Any block, not the first: hybrid models begin with linear-attention or state-space blocks.
 
     Args:
         model: a transformers model, on any device.
-        is_attention: whether the user said of the module at this path that it belongs to attention.
+        is_attention: whether the user said of a projection (block, path inside it) that it belongs to attention.
     """
     paths: list[str] = []
     for path, module in model.named_modules():
@@ -68,19 +71,18 @@ def find_stacks(model: nn.Module, is_attention: Callable[[str], bool]) -> tuple[
     )
 
 
-def _holds_blocks(path: str, blocks: nn.ModuleList, is_attention: Callable[[str], bool]) -> bool:
+def _holds_blocks(path: str, blocks: nn.ModuleList, is_attention: AttentionTest) -> bool:
     return any(_is_block(f"{path}.{n}", block, is_attention) for n, block in enumerate(blocks))
 
 
-def _is_block(path: str, module: nn.Module, is_attention: Callable[[str], bool]) -> bool:
+def _is_block(path: str, module: nn.Module, is_attention: AttentionTest) -> bool:
     if not any(True for _ in linears(module)):
         return False
-    return any(ATTENTION_CLASS.search(type(child).__name__) for child in module.modules()) or any(
-        is_attention(f"{path}.{inner}") for inner, _ in linears(module)
-    )
+    named = any(ATTENTION_CLASS.search(type(child).__name__) for inner, child in module.named_modules() if inner)
+    return named or any(is_attention(path, inner) for inner, _ in linears(module))
 
 
-def _flatten(path: str, blocks: nn.Module, is_attention: Callable[[str], bool]) -> Iterator[Block]:
+def _flatten(path: str, blocks: nn.Module, is_attention: AttentionTest) -> Iterator[Block]:
     """Yield the blocks of a list; an element that is itself a group of blocks (ALBERT, Swin) yields its own."""
     for name, element in blocks.named_children():
         inner = [
