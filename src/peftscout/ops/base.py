@@ -1,0 +1,125 @@
+"""What every op has in common: its protocol, its settings and the few formulas that several ops share.
+
+All ops are additive: they turn the output y of their host into y + delta(x, y). They are pure functions on tensors, so
+the tuner (one plan), the supernet (gate * delta, sizes nested) and the stacked evaluator (parameters with leading
+dimensions, broadcast) share one formula. Counts follow from the shapes and are tested to equal `peftscout.cost`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from peftscout.errors import ConfigError, nearest
+from peftscout.sites import Site
+
+Shapes = dict[str, tuple[int, ...]]
+Tensors = Mapping[str, Tensor]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+    "linear": lambda x: x,
+}
+"""Activations of the bottlenecks, by the names that transformers uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpSettings:
+    """What an op needs to know besides its size; one for a whole plan, saved with the adapter.
+
+    Attributes:
+        lora_scale: alpha / r of LoRA, the same at every rank. 1 as in BIPEFT and in peft's defaults (alpha 8, r 8);
+            S3Delta uses 16.
+        adapter_activation: of ``serial`` and ``parallel``; ReLU as in He et al. (2022) and AutoPEFT.
+        serial_scale: factor on the serial adapter's output (Houlsby et al., 2019: 1).
+        parallel_scale: factor on the parallel adapter's output; He et al. (2022) and AutoPEFT use 4.
+        lowrank_activation: of ``lowrank_adapter``; S3Delta and BIPEFT use GELU in its tanh form.
+    """
+
+    lora_scale: float = 1.0
+    adapter_activation: str = "relu"
+    serial_scale: float = 1.0
+    parallel_scale: float = 1.0
+    lowrank_activation: str = "gelu_new"
+
+    def __post_init__(self) -> None:
+        for field in ("adapter_activation", "lowrank_activation"):
+            if (name := getattr(self, field)) not in ACTIVATIONS:
+                raise ConfigError(
+                    f"{field} {name!r}{nearest(str(name), ACTIVATIONS)}: the activations are {', '.join(ACTIVATIONS)}"
+                )
+        for field in ("lora_scale", "serial_scale", "parallel_scale"):
+            if not (math.isfinite(value := getattr(self, field)) and value > 0):
+                raise ConfigError(f"{field} {value!r}: must be a positive number")
+
+
+class Affine(NamedTuple):
+    """The affine part of a host: of a projection ``weight [out, in]``, of a norm ``weight [out]`` as it multiplies."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Op(Protocol):
+    """One PEFT family; realised by a module of this package (functions, no state)."""
+
+    def shapes(self, site: Site, size: int) -> Shapes:
+        """Return the shapes of the trained tensors by name."""
+        ...
+
+    def init(self, shapes: Shapes, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return freshly initialised float32 tensors on the CPU; at these, `delta` is exactly zero."""
+        ...
+
+    def delta(self, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:
+        """Return what the op adds to ``y [..., out]``, given its input ``x``; see each op for what x is."""
+        ...
+
+    def shrink(self, params: Tensors, size: int) -> dict[str, Tensor]:
+        """Return views of ``params`` that are the op of the smaller ``size`` (nested: its first rows or columns)."""
+        ...
+
+    def fold(self, params: Tensors, host: Affine, settings: OpSettings) -> Affine | None:
+        """Return the host with the op folded in, exactly; ``None`` when this op cannot be folded into this host."""
+        ...
+
+
+def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:
+    """Return y + delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
+    return (y + op.delta(params, x, y, settings)).to(y.dtype)
+
+
+def generator_for(seed: int, site: str, op: str) -> torch.Generator:
+    """Return the random stream of one op at one site.
+
+    It depends on nothing else, so an op starts from the same values whatever else is in the plan.
+    """
+    digest = hashlib.sha256(f"{seed}/{site}/{op}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x W^T + b, computed in the dtype of ``weight [..., out, in]``; leading dimensions broadcast."""
+    x = x.to(weight.dtype)
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    product = x @ weight.mT
+    return product if bias is None else product + bias
+
+
+def kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return ``[out, in]`` drawn from U(-1/sqrt(in), 1/sqrt(in)): torch's default for Linear, peft's for LoRA's A."""
+    bound = 1 / math.sqrt(shape[-1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,59 @@
+"""Prefix: P trained keys and values for each key/value head, attended to by every query, with values zero at the start.
+
+The attention's output is A(q) = softmax(q K^T) V over the tokens; the prefix adds S(q) = softmax(q Pk^T) Pv. This is
+the zero-initialised attention of LLaMA-Adapter (Zhang et al., 2024; also the prefix of BIPEFT's S2 space) with its gate
+multiplied into the values: g softmax(q Pk^T) Pv' = softmax(q Pk^T) (g Pv'), so the functions are the same and the
+parameters are 2 P kv_heads head_size and no more. Prefix-tuning (Li & Liang, 2021) attends to tokens and prefix in one
+softmax, which is (1 - m(q)) A(q) + m(q) S(q) with m the prefix's share (He et al., 2022, section 3.1): no choice of
+keys and values makes that the identity, so it disturbs the backbone from the first step on. The separate softmax adds
+exactly nothing at the start, and asks nothing of masks, caches, position biases or the kernel of the attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
+from peftscout.sites import Site
+
+
+def shapes(site: Site, size: int) -> Shapes:
+    """Return keys and values, each ``[kv_heads, P, head_size]``; ``size`` is the length P."""
+    attention = site.attention
+    assert attention is not None, site.id
+    shape = (attention.kv_heads, size, attention.head_size)
+    return {"keys": shape, "values": shape}
+
+
+def init(shapes: Shapes, generator: torch.Generator) -> dict[str, Tensor]:
+    """Keys standard normal, values zero.
+
+    The keys must differ by about as much as real keys do: were they all near zero, every query would weigh all values
+    alike, all values would get the same gradient, and the prefix would stay one vector in P copies.
+    """
+    return {"keys": torch.randn(shapes["keys"], generator=generator), "values": torch.zeros(shapes["values"])}
+
+
+def delta(params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:
+    """Return S(x) ``[batch, queries, heads, head_size]``.
+
+    ``x [batch, heads, queries, head_size]`` are the queries, scaled as the attention scales them. Groups of
+    heads / kv_heads consecutive query heads share the prefix of one key/value head.
+    """
+    keys, values = params["keys"], params["values"]
+    *batch, _, _, head_size = x.shape
+    grouped = x.to(keys.dtype).reshape(
+        *batch, keys.shape[-3], -1, head_size
+    )  # [batch, kv_heads, group * queries, size]
+    attended = (grouped @ keys.mT).softmax(-1) @ values
+    return attended.reshape(*x.shape[:-1], values.shape[-1]).transpose(-3, -2)
+
+
+def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
+    """Length P is the first P keys and values."""
+    return {name: tensor[..., :size, :] for name, tensor in params.items()}
+
+
+def fold(params: Tensors, host: Affine, settings: OpSettings) -> None:
+    """Attention to a prefix is no part of any projection."""

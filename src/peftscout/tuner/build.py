@@ -1,0 +1,100 @@
+"""`build`: the one way from a plan to an adapted model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from peftscout.errors import TunerError
+from peftscout.ops import OpSettings, generator_for
+from peftscout.plan import Plan
+from peftscout.tuner.backbone_state import BackboneState
+from peftscout.tuner.config import PeftscoutConfig
+from peftscout.tuner.layer import PeftscoutLayer
+from peftscout.tuner.model import PeftscoutModel  # noqa: F401 - registers the type
+
+if TYPE_CHECKING:
+    from peftscout.architecture import ModelMap
+
+
+def build(
+    model: PreTrainedModel,
+    plan: Plan,
+    model_map: ModelMap,
+    *,
+    settings: OpSettings | None = None,
+    seed: int = 0,
+    head: tuple[str, ...] | None = None,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Put ``plan`` into ``model``, in place, freshly initialised; `reset` takes it out again.
+
+    The backbone is frozen. The head is trained as a copy, initialised anew by the model's own rule, while the original
+    stays as it is. Ops and head depend on ``seed`` alone, not on the global random state, the device, or each other.
+
+    Args:
+        model: a model without adapters.
+        plan: checked against the sites before the model is touched. An empty plan trains the head alone.
+        model_map: of this model.
+        settings: scales and activations of the ops.
+        seed: of the initialisation.
+        head: modules to train whole besides the plan; by default ``model_map.head``.
+        adapter_name: as peft calls the adapter.
+
+    Raises:
+        PlanError: when the plan does not fit the model.
+        TunerError: when the model already has adapters, or a part of plan or head cannot be put into it. The model is
+            then as it was.
+    """
+    plan.check(model_map.sites)
+    if hasattr(model, "peft_config"):
+        raise TunerError(f"this {type(model).__name__} already carries adapters; reset it, or load the model again")
+    modules_to_save = model_map.head if head is None else head
+    config = PeftscoutConfig.for_plan(plan, model_map.sites, settings or OpSettings(), seed, modules_to_save)
+    before = BackboneState.of(model)
+    try:
+        peft_model: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
+        trained = dict(_heads(model))
+        if set(trained) != set(modules_to_save):
+            raise TunerError(
+                f"head: {sorted(set(trained) ^ set(modules_to_save))[0]!r} was not matched exactly; "
+                f"asked for {sorted(modules_to_save)}, peft made trainable {sorted(trained)}"
+            )
+        for name, wrapper in trained.items():
+            _initialise(model, wrapper.modules_to_save[adapter_name], seed, name)
+    except Exception:
+        before.restore(model)
+        raise
+    return peft_model
+
+
+def _heads(model: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
+    yield from ((name, m) for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper))
+
+
+def _initialise(model: PreTrainedModel, head: nn.Module, seed: int, name: str) -> None:
+    """Initialise ``head`` by the rule of ``model``, on the CPU so that the device does not matter."""
+    fresh = copy.deepcopy(head).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, name, "head").initial_seed())
+        for module in fresh.modules():
+            for parameter in module.parameters(recurse=False):
+                vars(parameter).pop("_is_hf_initialized", None)  # transformers' mark on what was loaded
+            model._init_weights(module)
+    head.load_state_dict(fresh.state_dict())
+
+
+def wrappers(model: nn.Module) -> Iterator[tuple[str, PeftscoutLayer]]:
+    """Yield the wrappers in a model with the paths at which they sit, as the bare model would call them."""
+    yield from (
+        (name.removeprefix("base_model.model."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, PeftscoutLayer)
+    )
