@@ -61,9 +61,10 @@ def lowrank_bottleneck(site: Site) -> int:
 def price(site: Site, op: str) -> Price:
     """Return the price of ``op`` at ``site``.
 
-    ``lora`` r(in + out); ``bias`` out; ``scale`` out; ``norm`` out (weight) and out again (bias) where the norm has one;
-    ``serial`` and ``parallel`` bottleneck b: b(in + out) + b + out; ``lowrank_adapter`` rank r, bottleneck b = out/32:
-    2r(out + b) + b + out; ``prefix`` length P: 2 P kv_heads head_size.
+    ``lora`` of rank r: r(in + out); ``bias``: out; ``scale``: out; ``norm``: out (weight), and out again (bias) where
+    the norm has one; ``serial`` with bottleneck b: 2b out + b + out; ``parallel``: b(in + out) + b + out;
+    ``lowrank_adapter`` of rank r in the bottleneck b = out/32: 2r(out + b) + b + out; ``prefix`` of length P:
+    2P kv_heads head_size.
 
     Raises:
         PlanError: when ``op`` is unknown or cannot sit at ``site``.
@@ -84,13 +85,20 @@ def price(site: Site, op: str) -> Price:
         case "lowrank_adapter":
             b = lowrank_bottleneck(site)
             return Price(b + o, 2 * (o + b))
-        case _:
+        case _:  # prefix: ops_at lets it sit only where there is an attention module
             assert site.attention is not None
             return Price(0, 2 * site.attention.kv_heads * site.attention.head_size)
 
 
 def largest_size(site: Site, op: str) -> int:
-    """Return the largest meaningful size of ``op`` at ``site``: beyond it, nothing is gained but parameters."""
+    """Return the largest meaningful size of ``op`` at ``site``: beyond it, nothing is gained but parameters.
+
+    Ranks and bottlenecks: the narrower side of the site; prefixes: the width (AutoPEFT's largest); 1 for ops without a
+    size.
+
+    Raises:
+        PlanError: when ``op`` is unknown or cannot sit at ``site``.
+    """
     require_op_at(site, op)
     if op in SIZELESS:
         return 1

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from peftscout.cost import OPS, SIZELESS, largest_size, price
@@ -34,11 +34,17 @@ class Placement:
         return f"{self.site}: {self.op}" + ("" if self.op in SIZELESS else f" {self.size}")
 
 
-def _canonical(placement: Placement) -> tuple[tuple[tuple[int, int | str], ...], int]:
+def _canonical(placement: Placement) -> tuple[object, ...]:
     """Sort key: site ids with their numbers compared as numbers, then ops in their canonical order."""
-    parts = re.split(r"(\d+)", placement.site)
     order = OPS.index(placement.op) if placement.op in OPS else len(OPS)
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part), order
+    return _natural(placement.site), placement.site, order
+
+
+@lru_cache(maxsize=100_000)
+def _natural(site: str) -> tuple[tuple[int, int, str], ...]:
+    """Split an id into text and numbers, so that layer 9 comes before layer 10 (longer numbers are larger)."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", site)
+    return tuple((0, len(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,11 @@ class Plan:
         """
         if not isinstance(data, dict):
             raise PlanError(f"a plan is a JSON object, not {type(data).__name__}")
-        if unknown := sorted(set(data) - {"schema", "placements"}):
+        if unknown := sorted(set(data) - {"schema", "placements"}, key=str):
             raise PlanError(f"plan: unknown key {unknown[0]!r}{nearest(str(unknown[0]), ('schema', 'placements'))}")
-        if data.get("schema") != SCHEMA:
-            raise PlanError(f"plan: schema {data.get('schema')!r}, this version of peftscout reads schema {SCHEMA}")
+        schema = data.get("schema")
+        if type(schema) is not int or schema != SCHEMA:
+            raise PlanError(f"plan: schema {schema!r}, this version of peftscout reads schema {SCHEMA}")
         rows = data.get("placements")
         if not isinstance(rows, list):
             raise PlanError("plan: 'placements' must be a list of [site, op, size]")
@@ -164,10 +171,16 @@ def diff(old: Plan, new: Plan) -> list[str]:
     return lines
 
 
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SHARES = {"%": 100, "‰": 1000, "‱": 10_000}
-_BUDGET = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*(%|‰|‱|[A-Za-z]*)")
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6}
+_BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BUDGET = re.compile(
+    r"""(?P<number> (?: [0-9]{1,3}(?:,[0-9]{3})+ | [0-9]+(?:_[0-9]+)* ) (?:\.[0-9]+)? | \.[0-9]+ )
+        \s* (?P<unit> %|‰|‱|[A-Za-z]* )""",
+    re.VERBOSE,
+)
+_LONGEST_BUDGET = 40
+_HOW_TO_WRITE = "write a number of parameters (200_000, 200k), a share (0.5%, 1.39‱) or a size on disk (2MB)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,35 +197,40 @@ class Budget:
 
     @classmethod
     def parse(cls, value: str | int, total: int, bytes_per_parameter: int = 4) -> Self:
-        """Read ``200_000``, ``"200k"``, ``"0.5%"``, ``"1.39‱"`` (of ``total``) or ``"2MB"`` (at ``bytes_per_parameter``).
+        """Read a number of parameters, a share of the backbone, or a size of the weights on disk.
 
-        Exact: shares are computed as fractions and rounded down. ``total`` is the parameter count of the backbone
-        without its head. MB are 10^6 bytes, MiB are 2^20.
+        ``200_000``, ``"200k"``, ``"1.5M"``; ``"0.5%"``, ``"0.1‰"``, ``"1.39‱"`` (of ``total``); ``"2MB"``, ``"1MiB"``
+        (at ``bytes_per_parameter``). Exact: fractions, rounded down. MB are 10^6 bytes, MiB are 2^20.
+
+        Args:
+            value: what the user wrote.
+            total: parameters of the backbone without its head.
+            bytes_per_parameter: 4 for float32, 2 for bfloat16.
 
         Raises:
-            BudgetError: when the text cannot be read or no parameter fits into it.
+            BudgetError: when the text cannot be read, no parameter fits into it, or the share is above the whole.
         """
-        text = f"{value:_}" if isinstance(value, int) else value.strip()
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise BudgetError(f"budget {value!r}: {_HOW_TO_WRITE}")
+        text = value.strip() if isinstance(value, str) else _digits(value)
         match = _BUDGET.fullmatch(text)
-        if match is None or isinstance(value, bool):
-            raise BudgetError(
-                f"budget {value!r}: write a number of parameters (200_000), a share (0.5%, 1.39‱) or a size (2MB)"
-            )
-        number, unit = Fraction(match[1].replace("_", "").replace(",", "")), match[2]
+        if match is None or len(text) > _LONGEST_BUDGET:
+            raise BudgetError(f"budget {text[:_LONGEST_BUDGET]!r}: {_HOW_TO_WRITE}")
+        number, unit = Fraction(re.sub("[_,]", "", match["number"])), match["unit"].lower()
         if unit in _SHARES:
             parameters = number * total / _SHARES[unit]
-        elif unit.lower() in _COUNTS:
-            parameters = number * _COUNTS[unit.lower()]
-        elif unit.lower() in _BYTES:
-            parameters = number * _BYTES[unit.lower()] / bytes_per_parameter
+        elif unit in _COUNTS:
+            parameters = number * _COUNTS[unit]
+        elif unit in _BYTES:
+            parameters = number * _BYTES[unit] / bytes_per_parameter
         else:
             raise BudgetError(
-                f"budget {value!r}: unknown unit {unit!r}; use %, ‰, ‱, k, M, kB, MB, GB, KiB, MiB or GiB"
+                f"budget {text!r}: unknown unit {match['unit']!r}; use %, ‰, ‱, k, M, kB, MB, GB, KiB or MiB"
             )
         if parameters < 1:
-            raise BudgetError(f"budget {value!r}: that is less than one parameter of {total:,}")
+            raise BudgetError(f"budget {text!r}: that is less than one parameter of {total:,}")
         if unit in _SHARES and number > _SHARES[unit]:
-            raise BudgetError(f"budget {value!r}: more than the whole backbone ({total:,} parameters)")
+            raise BudgetError(f"budget {text!r}: more than the whole backbone ({total:,} parameters)")
         return cls(int(parameters), text)
 
     def __contains__(self, cost: int) -> bool:
@@ -223,6 +241,11 @@ class Budget:
         return (
             plain if self.text.replace("_", "").replace(",", "") == str(self.parameters) else f"{self.text} = {plain}"
         )
+
+
+def _digits(number: int) -> str:
+    """Write a number with its thousands apart; one too long to be written, which no budget is, by its magnitude."""
+    return f"{number:_}" if abs(number) < 10**_LONGEST_BUDGET else f"about 2^{number.bit_length()}"
 
 
 def union(plans: Iterable[Plan]) -> Plan:
