@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from peftscout.tasks.encoding import Encoded, encode, length_limit
-from peftscout.tasks.recipes import Kind
 from peftscout.tasks.splits import LockedSplit, Split
 
 FORMAT = 1
@@ -28,9 +27,7 @@ _log = logging.getLogger(__name__)
 _INPUT = "input."
 
 
-def encode_cached(
-    split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None, kind: Kind, cache_dir: Path
-) -> Encoded:
+def encode_cached(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None, cache_dir: Path) -> Encoded:
     """Encode a split, or read what was encoded before; the result is the same.
 
     A file that is damaged, or of other content than its name says, is computed again. A folder that cannot be written
@@ -40,19 +37,18 @@ def encode_cached(
         split: the rows.
         tokenizer: of transformers.
         max_length: see `encode`.
-        kind: see `encode`.
         cache_dir: made when absent; one file for each split, tokenizer and length.
 
     Raises:
         DataError: as `encode`.
     """
     _ = split.texts  # a locked split is refused, cached or not
-    key = cache_key(split, tokenizer, length_limit(tokenizer, max_length), kind)
+    key = cache_key(split, tokenizer, length_limit(tokenizer, max_length))
     path = Path(cache_dir) / f"{split.name}-{key[:16]}.safetensors"
     found = _read(path, key)
     if found is not None:
         return found
-    encoded = encode(split, tokenizer, max_length=max_length, kind=kind)
+    encoded = encode(split, tokenizer, max_length=max_length)
     try:
         _write(path, _pack(encoded, key))
     except OSError as error:
@@ -60,10 +56,10 @@ def encode_cached(
     return encoded
 
 
-def cache_key(split: Split | LockedSplit, tokenizer: Any, limit: int, kind: Kind) -> str:
+def cache_key(split: Split | LockedSplit, tokenizer: Any, limit: int) -> str:
     """Hash of everything that decides the token ids: rows, tokenizer, limit, kind and library versions."""
     versions = [version("transformers"), version("tokenizers")]
-    identity = [FORMAT, split.digest, tokenizer_digest(tokenizer), limit, kind, versions]
+    identity = [FORMAT, split.digest, tokenizer_digest(tokenizer), limit, split.kind, versions]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

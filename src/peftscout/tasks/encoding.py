@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from peftscout.errors import DataError
-from peftscout.tasks.recipes import Kind
 from peftscout.tasks.splits import LockedSplit, References, Split, Texts
 
 Feature = dict[str, Any]
@@ -64,24 +63,24 @@ def length_limit(tokenizer: Any, max_length: int | None) -> int:
     return limit
 
 
-def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None, kind: Kind) -> Encoded:
+def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None) -> Encoded:
     """Tokenise every row once.
 
     Pairs are cut at the longer text first. Tokenizers that put no token between two texts (GPT-2, Qwen) get a line
-    break there.
+    break there. For multiple choice every choice becomes one sequence with the prompt before it.
 
     Args:
         split: the rows; a report split must be unlocked.
         tokenizer: of transformers.
         max_length: most tokens of a sequence; ``None`` for `length_limit`'s choice.
-        kind: for ``multiple_choice`` every choice becomes one sequence with the prompt before it.
 
     Raises:
         DataError: when a row has no token at all, or the limit leaves no room for text.
     """
     limit = length_limit(tokenizer, max_length)
-    width = max((len(texts) for texts in split.texts[:1]), default=1) - 1 if kind == "multiple_choice" else 1
-    sequences = list(_sequences(split.texts, kind))
+    choose = split.kind == "multiple_choice"
+    width = max((len(texts) for texts in split.texts[:1]), default=1) - 1 if choose else 1
+    sequences = _sequences(split.texts) if choose else split.texts
     encoded: list[Feature] = []
     cut = np.zeros(len(sequences), dtype=bool)
     for start in range(0, len(sequences), _CHUNK):
@@ -92,7 +91,7 @@ def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None
     if (empty := np.flatnonzero(lengths == 0)).size:
         texts = split.texts[empty[0] // width]
         raise DataError(f"{split.name}: {empty.size} rows have no token with this tokenizer, first {texts!r:.80}")
-    if kind != "multiple_choice":
+    if not choose:
         return Encoded(encoded, split.references, lengths, int(cut.sum()))
     rows = [encoded[i : i + width] for i in range(0, len(encoded), width)]
     features = [{name: [choice[name] for choice in row] for name in row[0]} for row in rows]
@@ -100,9 +99,8 @@ def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None
     return Encoded(features, split.references, by_row.max(axis=1), int(cut.reshape(-1, width).any(axis=1).sum()))
 
 
-def _sequences(texts: Sequence[Texts], kind: Kind) -> Sequence[Texts]:
-    if kind != "multiple_choice":
-        return texts
+def _sequences(texts: Sequence[Texts]) -> Sequence[Texts]:
+    """Return the (prompt, choice) pairs of all rows, one row after the other."""
     return [(prompt, choice) for prompt, *choices in texts for choice in choices]
 
 

@@ -90,7 +90,7 @@ def load_task(
     bad.settle()
     require_variety(f"{tables['train'].name}: {layout.label!r}", splits["train"])
 
-    parts = partition(splits, carving, stratify=kind != "regression")
+    parts = partition(splits, carving)
     return Task(
         name=recipe.name if recipe else found.name,
         kind=kind,
@@ -101,7 +101,7 @@ def load_task(
         report=LockedSplit(parts.report),
         notes=(
             *notes, *found.notes, *hidden, *bad.notes(), *_repeats(rows["train"], splits["train"]),
-            *parts.notes, *_thin_classes(parts, labels, kind),
+            *parts.notes, *_thin_classes(parts, labels),
         ),
         num_choices=choices if kind == "multiple_choice" else None,
         columns={"texts": _text_columns(layout), "label": layout.label},
@@ -218,11 +218,12 @@ def _repeats(rows: Rows, train: Split) -> list[str]:
     return notes
 
 
-def _thin_classes(parts: Partition, labels: tuple[str, ...], kind: Kind) -> list[str]:
+def _thin_classes(parts: Partition, labels: tuple[str, ...]) -> list[str]:
     """Note the classes of which a split has no row."""
     notes = []
-    for split in (parts.train, parts.search, parts.report) if kind == "classification" else ():
-        absent = [label for i, label in enumerate(labels) if not (split.references == i).any()]
+    for split in (parts.train, parts.search, parts.report):
+        present = set(split.classes.tolist())
+        absent = [label for i, label in enumerate(labels) if i not in present]
         if absent:
             notes.append(f"{split.name}: no row of class {', '.join(absent[:10])}")
     return notes

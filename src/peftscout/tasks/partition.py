@@ -57,17 +57,16 @@ class Carving:
         return min(round(self.fraction * total), self.max_rows)
 
 
-def partition(splits: Mapping[str, Split], carving: Carving, *, stratify: bool) -> Partition:
+def partition(splits: Mapping[str, Split], carving: Carving) -> Partition:
     """Arrange the labelled splits of the source as train, search and report.
 
     Three splits serve as they are: validation steers the search, test is the report. With one held-out split, that is
     the report and the search split is carved from train; with none, both are carved. Rows with identical texts never
-    fall on two sides of a carving; classes keep their proportions when ``stratify``.
+    fall on two sides of a carving, and classes keep their proportions.
 
     Args:
         splits: by role: ``train`` and perhaps ``validation`` and ``test``, all with labels.
         carving: how to carve.
-        stratify: keep the proportions of the classes.
 
     Raises:
         DataError: when train is too small to carve from.
@@ -80,17 +79,17 @@ def partition(splits: Mapping[str, Split], carving: Carving, *, stratify: bool) 
         notes.append("search = validation, report = test")
     elif held_out:
         report = splits[held_out[0]]
-        train, search = _carve(train, "search", count, [carving.seed, 1], stratify)
+        train, search = _carve(train, "search", count, [carving.seed, 1])
         notes.append(f"report = {held_out[0]}; search = {len(search)} rows carved from train (seed {carving.seed})")
     else:
-        train, report = _carve(train, "report", count, [carving.seed, 2], stratify)
-        train, search = _carve(train, "search", count, [carving.seed, 1], stratify)
+        train, report = _carve(train, "report", count, [carving.seed, 2])
+        train, search = _carve(train, "search", count, [carving.seed, 1])
         notes.append(f"search = {len(search)} and report = {len(report)} rows carved from train (seed {carving.seed})")
     if carving.max_train_rows is not None and carving.max_train_rows < len(train):
         notes.append(f"train = {carving.max_train_rows} of {len(train)} rows (max_train_rows, seed {carving.seed})")
-        train = _limited(train, carving.max_train_rows, carving.seed, stratify)
+        train = _limited(train, carving.max_train_rows, carving.seed)
     named = {"train": train, "search": search, "report": report}
-    named = {name: Split(name, split.texts, split.references) for name, split in named.items()}
+    named = {name: Split(name, split.texts, split.references, split.kind) for name, split in named.items()}
     shared = {
         f"{one}-{other}": overlap(named[one], named[other])
         for one, other in (("train", "search"), ("train", "report"), ("search", "report"))
@@ -102,20 +101,20 @@ def partition(splits: Mapping[str, Split], carving: Carving, *, stratify: bool) 
     return Partition(**named, overlap=shared, notes=tuple(notes))
 
 
-def _carve(train: Split, name: str, rows: int, seed: list[int], stratify: bool) -> tuple[Split, Split]:
+def _carve(train: Split, name: str, rows: int, seed: list[int]) -> tuple[Split, Split]:
     if len(train) < SMALLEST:
         raise DataError(
             f"train has {len(train)} rows, too few to carve a {name} split from (at least {SMALLEST}); "
             "give more rows or more splits"
         )
-    stay, taken = carve(train, max(rows, 2), seed, stratify=stratify)
+    stay, taken = carve(train, max(rows, 2), seed)
     if not len(taken):
         raise DataError(f"train has {len(train)} rows but hardly any different texts; no {name} split can be carved")
     return train.select(stay), train.select(taken, name)
 
 
-def _limited(train: Split, rows: int, seed: int, stratify: bool) -> Split:
-    classes = len(np.unique(train.references)) if stratify else 1
+def _limited(train: Split, rows: int, seed: int) -> Split:
+    classes = len(np.unique(train.classes))
     if rows < classes:
         raise DataError(f"max_train_rows {rows}: fewer than the {classes} classes")
-    return train.select(sample(train, rows, [seed, 3], stratify=stratify))
+    return train.select(sample(train, rows, [seed, 3]))

@@ -146,8 +146,8 @@ def read_split(name: str, rows: Rows, layout: Layout, reader: LabelReader, kind:
             texts.append(text)
             references.append(found)
     if kind == "regression":
-        return Split(name, tuple(texts), np.asarray(references, dtype=np.float32))
-    return Split(name, tuple(texts), np.asarray(references, dtype=np.int64))
+        return Split(name, tuple(texts), np.asarray(references, dtype=np.float32), kind)
+    return Split(name, tuple(texts), np.asarray(references, dtype=np.int64), kind)
 
 
 def require_variety(place: str, split: Split) -> None:

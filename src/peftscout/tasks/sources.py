@@ -47,6 +47,9 @@ def from_files(train: Path, validation: Path | None, test: Path | None) -> Sourc
     for role, path in given.items():
         if path.is_dir():
             raise DataError(f"{path}: is a folder, {role} must be a file; give a folder as the source (--data)")
+    for role, path in given.items():
+        if role != "train" and path.resolve() == given["train"].resolve():
+            raise DataError(f"{path}: serves as train and as {role}; nothing learnt from it could be trusted")
     folder = Path(train).resolve().parent.name
     tables = {role: read_table(path) for role, path in given.items()}
     return Source(Path(train).stem, tables, find_recipe(folder))

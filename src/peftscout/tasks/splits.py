@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftscout.errors import DataError
+from peftscout.tasks.recipes import Kind
 
 Texts = tuple[str, ...]
 """The texts of one row: one text, a pair, or for multiple choice the prompt and then the choices."""
@@ -33,11 +34,13 @@ class Split:
         name: ``train``, ``search`` or ``report``.
         texts: the texts of each row, see `Texts`.
         references: int64 class ids (or indices of choices), or float32 numbers; read-only, shape (rows,).
+        kind: what is predicted.
     """
 
     name: str
     texts: tuple[Texts, ...]
     references: References
+    kind: Kind = "classification"
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.references):
@@ -50,7 +53,14 @@ class Split:
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64], name: str | None = None) -> Split:
         """Return the rows at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Split(name or self.name, tuple(self.texts[i] for i in chosen), self.references[chosen])
+        return Split(name or self.name, tuple(self.texts[i] for i in chosen), self.references[chosen], self.kind)
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """The class of each row; one class for all where numbers are predicted."""
+        if self.kind == "regression":
+            return np.zeros(len(self), dtype=np.int64)
+        return self.references.astype(np.int64)
 
     @cached_property
     def digest(self) -> str:
@@ -88,6 +98,11 @@ class LockedSplit:
     def name(self) -> str:
         """Name of the split."""
         return self._split.name
+
+    @property
+    def kind(self) -> Kind:
+        """What is predicted."""
+        return self._split.kind
 
     @property
     def digest(self) -> str:
@@ -149,26 +164,26 @@ def overlap(one: Split, other: Split) -> int:
     return sum(text_key(texts) in keys for texts in other.texts)
 
 
-def carve(split: Split, rows: int, seed: Sequence[int], *, stratify: bool) -> tuple[npt.NDArray[np.int64], ...]:
-    """Choose about ``rows`` rows at random, so that rows with identical texts stay together.
+def carve(split: Split, rows: int, seed: Sequence[int]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Choose about ``rows`` rows at random, so that rows with identical texts stay together; classes keep their shares.
 
     Args:
         split: what to carve from.
         rows: how many rows to take; a few less when groups of identical rows do not fit, a few more when every class
             is to have `ROWS_PER_CLASS`.
         seed: of the choice.
-        stratify: keep the proportions of the classes.
 
     Returns:
         The indices that stay and the indices taken, each in increasing order.
     """
     rng = np.random.default_rng(list(seed))
+    classes = split.classes
     groups: dict[Texts, list[int]] = defaultdict(list)
     for i, texts in enumerate(split.texts):
         groups[text_key(texts)].append(i)
     strata: dict[int, list[list[int]]] = defaultdict(list)
     for group in groups.values():
-        strata[int(split.references[group[0]]) if stratify else 0].append(group)
+        strata[int(classes[group[0]])].append(group)
     ordered = [strata[stratum] for stratum in sorted(strata)]
     sizes = np.array([sum(map(len, stratum)) for stratum in ordered])
     taken: list[int] = []
@@ -178,14 +193,15 @@ def carve(split: Split, rows: int, seed: Sequence[int], *, stratify: bool) -> tu
     return np.setdiff1d(np.arange(len(split)), chosen), chosen
 
 
-def sample(split: Split, rows: int, seed: Sequence[int], *, stratify: bool) -> npt.NDArray[np.int64]:
+def sample(split: Split, rows: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
     """Choose exactly ``rows`` rows at random, with at least one of each class; return their indices in order."""
     rng = np.random.default_rng(list(seed))
-    strata = split.references if stratify else np.zeros(len(split), dtype=np.int64)
-    _, membership, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    _, membership, sizes = np.unique(split.classes, return_inverse=True, return_counts=True)
     quotas = _quotas(sizes, rows, np.minimum(1, sizes))
-    chosen = [rng.permutation(np.flatnonzero(membership == i))[:quota] for i, quota in enumerate(quotas)]
-    return np.array(np.sort(np.concatenate(chosen)), dtype=np.int64)
+    chosen: list[int] = []
+    for i, quota in enumerate(quotas):
+        chosen += rng.permutation(np.flatnonzero(membership == i))[:quota].tolist()
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def _quotas(sizes: npt.NDArray[np.int64], rows: int, least: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
