@@ -200,7 +200,8 @@ def _readable(model: type[BaseModel], location: Sequence[str | int], kind: str, 
         return f"{place}: unknown key{nearest(str(location[-1]), section.model_fields)}"
     if kind == "missing":
         return f"{place}: is needed"
-    return f"{place}: {message[0].lower()}{message[1:].removeprefix('alue error, ')}" + (
+    message = message.removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]}" + (
         f", not {value!r}" if isinstance(value, str | int | float | None) else ""
     )
 

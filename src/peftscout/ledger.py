@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Outcome, State
@@ -145,7 +147,7 @@ def _storage(place: Path | str) -> BaseStorage:
 def _as_study_error(place: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, optuna.exceptions.OptunaError) as error:
+    except (OSError, ImportError, ValueError, KeyError, OptunaError, SQLAlchemyError) as error:
         raise StudyError(f"ledger {place}: cannot be opened: {error}") from None
 
 

@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from peftscout.errors import StudyError
+from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+from peftscout.plan import Plan
+from peftscout.study import Header, Study, read_header, read_records, read_summary, write_json
+
+PLAN = Plan.of({("layers.0.attention.q", "lora"): 2})
+
+
+def header(**changes) -> Header:
+    parts = {
+        "config": {"model": "m", "training": {"clip": 1.0}},
+        "data": {"train": {"rows": 3}},
+        "model": {"fingerprint": "abc"},
+        "versions": {"torch": "2"},
+    }
+    return Header(**{**parts, **changes})
+
+
+def test_the_same_header_opens_a_study_again(tmp_path):
+    with Study(tmp_path / "s", header()):
+        pass
+    with Study(tmp_path / "s", header()) as study:
+        assert study.ledger.records() == []
+    assert read_header(tmp_path / "s") == header()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"config": {"model": "m", "training": {"clip": 2.0}}}, "config.training.clip: 1.0 -> 2.0"),
+        ({"data": {"train": {"rows": 4}}}, "data.train.rows: 3 -> 4"),
+        ({"model": {"fingerprint": "xyz"}}, "model.fingerprint: 'abc' -> 'xyz'"),
+        ({"versions": {"torch": "3"}}, "versions.torch: '2' -> '3'"),
+    ],
+)
+def test_anything_else_is_refused_with_the_difference(tmp_path, change, line):
+    with Study(tmp_path / "s", header()):
+        pass
+    before = (tmp_path / "s" / "study.json").read_bytes()
+    with pytest.raises(StudyError, match="made with something else") as error, Study(tmp_path / "s", header(**change)):
+        pass
+    assert line in str(error.value)
+    assert (tmp_path / "s" / "study.json").read_bytes() == before
+
+
+def test_two_processes_cannot_work_in_one_study(tmp_path):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_study import header\n"
+            "from peftscout.study import Study\n"
+            "with Study(Path(sys.argv[1]), header()): print('in', flush=True); time.sleep(60)",
+            str(tmp_path / "s"),
+            __file__.rpartition("/")[0],
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(StudyError, match=f"process {holder.pid} is working in it"), Study(tmp_path / "s", header()):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with Study(tmp_path / "s", header()):  # a dead holder is taken over
+        pass
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(StudyError, match="not empty and not a study"), Study(tmp_path, header()):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_not_a_study_folder(tmp_path):
+    (tmp_path / "s").write_text("")
+    with pytest.raises(StudyError, match="is a file"), Study(tmp_path / "s", header()):
+        pass
+
+
+def test_what_an_interrupted_trial_left_is_cleared_before_it_runs_again(tmp_path):
+    with Study(tmp_path / "s", header()) as study:
+        (study.fresh_trial_folder(0, PLAN) / "half").write_text("written")
+        folder = study.fresh_trial_folder(0, PLAN)
+    assert [p.name for p in folder.iterdir()] == ["plan.json"]
+    assert Plan.from_json(json.loads((folder / "plan.json").read_text())) == PLAN
+
+
+def test_an_outcome_is_on_disk_before_the_ledger_says_finished(tmp_path):
+    with Study(tmp_path / "s", header()) as study:
+        number = study.ledger.start(Evaluate(PLAN, Fidelity(1), 0), "search")
+        study.fresh_trial_folder(number, PLAN)
+        study.finish(number, Outcome(State.DONE, 3, 0.5))
+        assert json.loads((study.trial_folder(number) / "outcome.json").read_text())["score"] == 0.5
+        assert [r.outcome.score for r in read_records(tmp_path / "s")] == [0.5]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}'])
+def test_a_damaged_header_is_named(tmp_path, text):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(StudyError, match="study.json"):
+        read_header(tmp_path)
+
+
+def test_an_unfinished_study_has_no_summary_yet(tmp_path):
+    with pytest.raises(StudyError, match="is not a study"):
+        read_summary(tmp_path)
+    with Study(tmp_path / "s", header()):
+        pass
+    with pytest.raises(StudyError, match="run the same search again"):
+        read_summary(tmp_path / "s")
+    (tmp_path / "s" / "summary.json").write_text("{")
+    with pytest.raises(StudyError, match="cannot be read"):
+        read_summary(tmp_path / "s")
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_failure_while_opening_gives_the_lock_back(tmp_path):
+    with Study(tmp_path / "s", header()):
+        pass
+    with pytest.raises(StudyError), Study(tmp_path / "s", header(versions={"torch": "9"})):
+        pass
+    with Study(tmp_path / "s", header()):
+        pass
