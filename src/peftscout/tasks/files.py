@@ -199,7 +199,7 @@ def _read_parquet(path: Path, data: bytes) -> Table:
     import pyarrow.parquet
 
     try:
-        content = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        content = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
     names = content.schema.names

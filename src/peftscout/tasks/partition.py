@@ -74,6 +74,11 @@ def partition(splits: Mapping[str, Split], carving: Carving) -> Partition:
     train, notes = splits["train"], []
     held_out = [role for role in ("validation", "test") if role in splits]
     count = carving.rows_from(len(train))
+    if len(held_out) < 2 and len(train) < SMALLEST:
+        raise DataError(
+            f"train has {len(train)} rows, too few to carve a split from (at least {SMALLEST}); "
+            "give more rows, or validation and test"
+        )
     if len(held_out) == 2:
         search, report = splits["validation"], splits["test"]
         notes.append("search = validation, report = test")
@@ -102,11 +107,6 @@ def partition(splits: Mapping[str, Split], carving: Carving) -> Partition:
 
 
 def _carve(train: Split, name: str, rows: int, seed: list[int]) -> tuple[Split, Split]:
-    if len(train) < SMALLEST:
-        raise DataError(
-            f"train has {len(train)} rows, too few to carve a {name} split from (at least {SMALLEST}); "
-            "give more rows or more splits"
-        )
     stay, taken = carve(train, max(rows, 2), seed)
     if not len(taken):
         raise DataError(f"train has {len(train)} rows but hardly any different texts; no {name} split can be carved")

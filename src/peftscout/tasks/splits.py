@@ -210,7 +210,7 @@ def _quotas(sizes: npt.NDArray[np.int64], rows: int, least: npt.NDArray[np.int64
     quotas = np.floor(exact).astype(np.int64)
     remainders = np.argsort(-(exact - quotas), kind="stable")
     quotas[remainders[: rows - int(quotas.sum())]] += 1
-    raised = np.maximum(quotas, least)
+    raised: npt.NDArray[np.int64] = np.maximum(quotas, least)
     for _ in range(int(raised.sum()) - rows):  # the largest shares pay for the small ones
         spare = raised - least
         if not spare.any():
