@@ -26,10 +26,13 @@ PERTURBATION = 0.02
 def check_built(peft_model: PeftModel, plan: Plan) -> None:
     """Check that the model holds every placement of ``plan`` exactly once and at its price, and nothing else trains.
 
+    An adapter that was loaded for inference is counted as if it were trained.
+
     Raises:
         TunerError: naming the first site where that is not so.
     """
     adapter = active_adapter(peft_model)
+    frozen = peft_model.peft_config[adapter].inference_mode
     found: dict[tuple[str, str], int] = {}
     for path, layer in wrappers(peft_model):
         for hosted in layer.hosted.get(adapter, ()):
@@ -39,7 +42,8 @@ def check_built(peft_model: PeftModel, plan: Plan) -> None:
             if path != hosted.host:
                 raise TunerError(f"{hosted.place}: sits at {path} instead of {hosted.host}")
             found[key] = hosted.size
-            numel = sum(p.numel() for p in layer.parameters_of(adapter, hosted.op).values() if p.requires_grad)
+            parameters = layer.parameters_of(adapter, hosted.op).values()
+            numel = sum(p.numel() for p in parameters if p.requires_grad or frozen)
             if numel != (cost := price(hosted.site, hosted.op).at(hosted.size)):
                 raise TunerError(f"{hosted.place} {hosted.size}: trains {numel} parameters, its price is {cost}")
     for site, op in {**plan.sizes, **found}:
@@ -65,7 +69,7 @@ def check_gradients(peft_model: PeftModel, plan: Plan, batch: Mapping[str, Tenso
     adapter = active_adapter(peft_model)
     layers = [layer for _, layer in wrappers(peft_model)]
     parameters = [p for group in parameters_by_op(peft_model).values() for p in group]
-    with _perturbed(parameters), _smooth(layers, adapter), _evaluation(peft_model), torch.enable_grad():
+    with _perturbed(parameters), _smooth(layers, adapter), evaluation(peft_model), torch.enable_grad():
         torch.autograd.backward(_loss(peft_model, batch))
         for layer in layers:
             for hosted in layer.hosted.get(adapter, ()):
@@ -129,7 +133,7 @@ def _smooth(layers: list[PeftscoutLayer], adapter: str) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with the mode of every module and the random state put back."""
     modes = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
