@@ -235,13 +235,17 @@ def test_absent_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def write_adapter(folder: Path, model: Path, labels: int) -> None:
-    """A fresh LoRA adapter with a task head, by plain peft."""
+    """A fresh LoRA adapter with a task head by plain peft, and a card that says how to load it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
+
+    from peftscout.export_card import snippet
 
     base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels)
     config = LoraConfig(task_type="SEQ_CLS", r=1, target_modules=["query"])
     get_peft_model(base, config).save_pretrained(folder)
+    lines = snippet("lora", str(folder), str(model), "AutoModelForSequenceClassification", {"num_labels": labels})
+    (folder / "README.md").write_text(f"```python\n{lines}```")
 
 
 def test_the_demo_types_what_the_command_line_takes(tmp_path: Path) -> None:
@@ -252,14 +256,13 @@ def test_the_demo_types_what_the_command_line_takes(tmp_path: Path) -> None:
     assert exported["study"] == searched["study"] == tmp_path / "study"
 
 
-@pytest.mark.parametrize(("kind", "needs_us"), [("LORA", False), ("PEFTSCOUT", True)])
-def test_the_loading_script_imports_peftscout_only_for_a_composite_adapter(
-    tmp_path: Path, kind: str, needs_us: bool
-) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
-    script = run.loading_script(Path("model"), tmp_path, ["a", "b"])
+def test_the_adapter_is_loaded_with_the_lines_of_its_card() -> None:
+    card = "# Card\n\n```python\nmodel = load_it()\n```\n\nMore.\n\n```python\nno\n```"
+    script = run.classifying_script(card, Path("model"), ["a", "b"])
     compile(script, "classify.py", "exec")
-    assert ("import peftscout" in script) == needs_us
+    assert script.startswith("model = load_it()\n")
+    assert "labels = ['a', 'b']" in script
+    assert all(text in script for _, text in run.NEW_DOCSTRINGS)
 
 
 @pytest.mark.slow

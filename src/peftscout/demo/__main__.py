@@ -40,23 +40,17 @@ def export_command(out: Path) -> list[str]:
     return ["peftscout", "export", str(out / "study"), str(out / "adapter")]
 
 
-def loading_script(model: Path, adapter: Path, labels: Sequence[str]) -> str:
-    """Return the Python with which anybody loads and uses the adapter; imports peftscout only for a composite one."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    composite = "import peftscout  # this adapter is more than LoRA\n" if config["peft_type"] == "PEFTSCOUT" else ""
-    texts = [text for _, text in NEW_DOCSTRINGS]
-    return f"""\
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-{composite}
+def classifying_script(card: str, model: Path, labels: Sequence[str]) -> str:
+    """Return Python that loads the adapter as its model card says, and asks it about `NEW_DOCSTRINGS`."""
+    loading = card.partition("```python\n")[2].partition("```")[0]
+    return f"""{loading}
+from transformers import AutoTokenizer
+
 labels = {list(labels)!r}
-base = AutoModelForSequenceClassification.from_pretrained({str(model)!r}, num_labels={len(labels)})
-model = PeftModel.from_pretrained(base, {str(adapter)!r}).eval()
 tokenizer = AutoTokenizer.from_pretrained({str(model)!r})
-batch = tokenizer({texts!r}, padding=True, return_tensors="pt")
-shares = model(**batch).logits.softmax(-1).tolist()
-for share in shares:
-    print(labels[share.index(max(share))], round(max(share), 2))
+batch = tokenizer({[text for _, text in NEW_DOCSTRINGS]!r}, padding=True, return_tensors="pt")
+for shares in model.eval()(**batch).logits.softmax(-1).tolist():
+    print(labels[shares.index(max(shares))], round(max(shares), 2))
 """
 
 
@@ -98,7 +92,8 @@ def _run(out: Path) -> None:
     _say("Use it in a new process, as anybody would:")
     labels = json.loads((out / "study" / "summary.json").read_text(encoding="utf-8"))["labels"]
     script = out / "classify.py"
-    script.write_text(loading_script(model, out / "adapter", labels), encoding="utf-8")
+    card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
+    script.write_text(classifying_script(card, model, labels), encoding="utf-8")
     print(f"$ python {script}")
     answers = _python(str(script), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.splitlines()
     print(f"{'predicted':<16}{'expected':<10}docstring")
