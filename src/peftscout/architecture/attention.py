@@ -7,6 +7,7 @@ import inspect
 from torch import nn
 
 from peftscout.architecture.roles import BlockRoles, Projection
+from peftscout.architecture.stacks import Block
 from peftscout.sites import Attention
 
 _HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "attention_head_dim", "kv_channels")
@@ -14,7 +15,7 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 
 
-def describe(block_path: str, block: nn.Module, roles: BlockRoles, part: str) -> Attention | str:
+def describe(block: Block, roles: BlockRoles, part: str) -> Attention | str:
     """Return the `Attention` of ``part`` of a block, or the reason why a prefix cannot sit there.
 
     Only the size of a head is read from the module (or its config); the numbers of heads follow from the widths of the
@@ -26,7 +27,7 @@ def describe(block_path: str, block: nn.Module, roles: BlockRoles, part: str) ->
         return "no projection of the keys or of the output"
     if len(keys) > 1:
         return "keys come from a compressed latent (multi-head latent attention)"
-    module = block.get_submodule(keys[0].parent)
+    module = block.module.get_submodule(keys[0].parent)
     if not calls_attention_interface(module):
         return f"{type(module).__name__} does not call transformers' AttentionInterface"
     inner = outputs[0].in_features
@@ -45,8 +46,8 @@ def describe(block_path: str, block: nn.Module, roles: BlockRoles, part: str) ->
         if told is not None and told != derived:
             return f"{type(module).__name__} tells {told} heads where the widths tell {derived}"
     return Attention(
-        module=f"{block_path}.{keys[0].parent}",
-        key_module=f"{block_path}.{keys[0].path}",
+        module=f"{block.path}.{keys[0].parent}",
+        key_module=f"{block.path}.{keys[0].path}",
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,

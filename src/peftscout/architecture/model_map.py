@@ -10,16 +10,8 @@ from torch import nn
 
 from peftscout.architecture.attention import describe
 from peftscout.architecture.norms import block_norms, final_norm
-from peftscout.architecture.roles import (
-    ATTENTION_ROLES,
-    FFN_ROLES,
-    SKIP,
-    BlockRoles,
-    Overrides,
-    Projection,
-    assign,
-    hidden_width,
-)
+from peftscout.architecture.overrides import ATTENTION_ROLES, FFN_ROLES, SKIP, Overrides
+from peftscout.architecture.roles import BlockRoles, Projection, assign, hidden_width
 from peftscout.architecture.stacks import Stack, find_stacks, linears
 from peftscout.errors import ArchitectureError
 from peftscout.sites import Site
@@ -79,13 +71,10 @@ class ModelMap:
 
 
 def _assign_stack(stack: Stack, overrides: Overrides) -> list[BlockRoles]:
-    widths = [hidden_width(block.path, block.module, overrides) for block in stack.blocks]
+    widths = [hidden_width(block, overrides) for block in stack.blocks]
     common = Counter(width for width in widths if width is not None).most_common(1)
     fallback = common[0][0] if common else 0
-    return [
-        assign(block.path, block.module, width or fallback, overrides)
-        for block, width in zip(stack.blocks, widths, strict=True)
-    ]
+    return [assign(block, width or fallback, overrides) for block, width in zip(stack.blocks, widths, strict=True)]
 
 
 def _stack_sites(
@@ -129,7 +118,7 @@ def _stack_sites(
                 continue
             attention = None
             if part != "ffn":
-                described = describe(block.path, block.module, roles, part)
+                described = describe(block, roles, part)
                 if isinstance(described, str):
                     notes.append((stack.name, layer, f"{part}: {described}: no prefix"))
                 else:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftscout.architecture.roles import BlockRoles, Projection, find_regions, within
+from peftscout.architecture.regions import find_regions, within
+from peftscout.architecture.roles import BlockRoles, has_bias
 from peftscout.architecture.stacks import Stack
 
 _PLAIN = re.compile(r"(layer_?norm|norm|ln)(_?\d)?", re.IGNORECASE)
 _INNER = re.compile(r"_?(layer_?norm|norm|ln)$", re.IGNORECASE)
 _FINAL = re.compile(r"(final_|post_)?(layer_?norm|norm|ln)(_f|_final)?")
 
-_CROSS = re.compile(r"cross|encoder_attn")
-_AFTER_ATTENTION = re.compile(r"post_attention|post_attn")
-_ATTENTION = re.compile(r"attn|attention|(^|_)sa_|^input|before|(^|_)pre_layernorm|(norm|ln)_?1$")
+_AFTER_ATTENTION = re.compile(r"post_(attention|attn)")
+_CROSS = re.compile(r"cross|encoder_attn|(^|_)ca_")
+_ATTENTION = re.compile(r"attn|attention|(^|_)sa_|^input|before|(norm|ln)_?1$|^(layer_?norm|LayerNorm|norm|ln)$")
 _FFN = re.compile(r"mlp|ffn|ff_|_ff|feed|output|full_layer|final|after|(norm|ln)_?2$")
-_POST = re.compile(r"(^|_)post_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,11 @@ def block_norms(block: nn.Module, roles: BlockRoles) -> tuple[Norm, ...]:
     regions = find_regions(block)
     outside = (*regions.mixers, *regions.experts)
     modules = {path: m for path, m in block.named_modules() if is_norm(m) and not within(path, outside)}
-    top = [path for path in modules if _part_of(path, roles) is None]
-    names: dict[str, str] = {}
-    for path in modules:
-        part = _part_of(path, roles)
-        leaf = path.rpartition(".")[2]
-        if part is None:
-            names[path] = _name_by_leaf(leaf, top, roles)
-        elif _PLAIN.fullmatch(leaf) or part == "ffn":
-            names[path] = f"{part}_norm"
-        else:
-            names[path] = f"{part}.{_INNER.sub('', leaf)}_norm"
+    names = _names_of_children([path for path in modules if "." not in path], roles)
+    names |= {path: _name_by_parent(path, roles) for path in modules if "." in path}
     repeated = {name for name, count in Counter(names.values()).items() if count > 1}
     names = {path: path if name in repeated else name for path, name in names.items()}
-    norms = [Norm(names[p], p, m.get_parameter("weight").numel(), _has_bias(m)) for p, m in modules.items()]
+    norms = [Norm(names[p], p, m.get_parameter("weight").numel(), has_bias(m)) for p, m in modules.items()]
     order = ["attention", "cross_attention", "mixer", "ffn"]
     rank = {name: n for n, name in enumerate(f"{part}{kind}_norm" for part in order for kind in ("", "_post"))}
     return tuple(sorted(norms, key=lambda norm: rank.get(norm.name, len(rank))))
@@ -82,48 +73,45 @@ def final_norm(model: nn.Module, stack: Stack, stacks: tuple[Stack, ...]) -> Nor
             after = declared.index(name) > declared.index(own) or "final" in name
             if after and _FINAL.fullmatch(name) and is_norm(children[name]):
                 path, module = f"{owner}.{name}" if owner else name, children[name]
-                return Norm("final_norm", path, module.get_parameter("weight").numel(), _has_bias(module))
+                return Norm("final_norm", path, module.get_parameter("weight").numel(), has_bias(module))
     return None
 
 
-def _part_of(path: str, roles: BlockRoles) -> str | None:
-    """Return the part that a norm belongs to by its parent; ``None`` when the parent is the block or holds several."""
-    parent = path.rpartition(".")[0]
-    if not parent:
-        return None
-    below: set[Projection] = {p for p in roles.projections if p.path.startswith(f"{parent}.")}
-    parts = {p.part for p in below}
-    return parts.pop() if len(parts) == 1 else None
+def _name_by_parent(path: str, roles: BlockRoles) -> str:
+    """Name a norm by the part whose projections it shares its parent with; by its path when that is not one part."""
+    parent, _, leaf = path.rpartition(".")
+    parts = {p.part for p in roles.projections if p.path.startswith(f"{parent}.")}
+    if len(parts) != 1:
+        return path
+    part = parts.pop()
+    return f"{part}_norm" if _PLAIN.fullmatch(leaf) or part == "ffn" else f"{part}.{_INNER.sub('', leaf)}_norm"
 
 
-def _name_by_leaf(leaf: str, siblings: list[str], roles: BlockRoles) -> str:
-    """Name a norm that is a child of its block by its leaf, given all such norms of the block."""
+def _names_of_children(leaves: list[str], roles: BlockRoles) -> dict[str, str]:
+    """Name the norms that are children of their block by their leaves, all of them together.
+
+    `post_attention_layernorm` is ambiguous: in Llama and most others it is the norm before the FFN; where the FFN has
+    another (Gemma 2), or attention has none before it (OLMo 2), it really comes after attention.
+    """
+    kinds = {leaf: _kind(leaf) for leaf in leaves}
+    after = {leaf for leaf in leaves if leaf.startswith("post_")}
+    before = {kinds[leaf] for leaf in leaves if leaf not in after}
+    if "attention" in before and "ffn" not in before:
+        feeds_ffn = {leaf for leaf in after if _AFTER_ATTENTION.match(leaf)}
+        kinds.update(dict.fromkeys(feeds_ffn, "ffn"))
+        after -= feeds_ffn
+        before |= {"ffn"} if feeds_ffn else set()
     parts = {projection.part for projection in roles.projections}
     first = next((part for part in ("attention", "cross_attention") if part in parts), "mixer")
-    leaves = [path.rpartition(".")[2] for path in siblings]
-    if _CROSS.search(leaf):
-        return "cross_attention_norm"
-    if _AFTER_ATTENTION.search(leaf):
-        # Llama and most others: the norm before the FFN. Gemma 2, OLMo 2: really after attention.
-        before_ffn = any(_FFN.search(other) and not _POST.search(other) for other in leaves)
-        before_attention = any(_ATTENTION.search(other) and not _POST.search(other) for other in leaves)
-        if before_attention and not before_ffn:
-            return "ffn_norm"
-        return f"{first}_post_norm" if before_attention else f"{first}_norm"
-    kind = first if _ATTENTION.search(leaf) else "ffn" if _FFN.search(leaf) else None
-    if kind is None:
-        # One unqualified norm in a block is the first of it: `layer_norm` beside `final_layer_norm` (wav2vec 2).
-        return f"{first}_norm" if _PLAIN.fullmatch(leaf) else leaf
-    paired = any(
-        other != leaf and not _POST.search(other) and (_ATTENTION if kind == first else _FFN).search(other)
-        for other in leaves
-    )
-    if kind == "ffn" and not paired:  # GLM 4: `post_attention_layernorm` is the one before the FFN
-        paired = any(_AFTER_ATTENTION.search(other) for other in leaves) and any(
-            _ATTENTION.search(other) and not _POST.search(other) for other in leaves
-        )
-    return f"{kind}_post_norm" if _POST.search(leaf) and paired else f"{kind}_norm"
+    names = {}
+    for leaf, kind in kinds.items():
+        part = first if kind == "attention" else kind
+        second = leaf in after and kind in before
+        names[leaf] = leaf if part is None else f"{part}_post_norm" if second else f"{part}_norm"
+    return names
 
 
-def _has_bias(module: nn.Module) -> bool:
-    return getattr(module, "bias", None) is not None
+def _kind(leaf: str) -> str | None:
+    """Return the part that a norm is named after; ``None`` when its name tells none."""
+    patterns = {"cross_attention": _CROSS, "attention": _ATTENTION, "ffn": _FFN}
+    return next((kind for kind, pattern in patterns.items() if pattern.search(leaf)), None)

@@ -100,16 +100,18 @@ def _flatten(path: str, blocks: nn.Module, is_attention: AttentionTest) -> Itera
 
 
 def _names(paths: list[str]) -> list[str]:
-    """Name the stacks: ``layers`` for one, otherwise the last distinctive part of each path."""
+    """Name the stacks: ``layers`` for one, otherwise the last distinctive part of the path of the list's owner."""
     if len(paths) == 1:
         return ["layers"]
-    parts = _strip_common([path.split(".") for path in paths])
+    full = [path.split(".") for path in paths]
+    owners = _strip_common([parts[:-1] for parts in full])
     if len(paths) == 2:
-        sides = [next((part for part in own if part in ("encoder", "decoder")), "") for own in parts]
+        sides = [next((part for part in own if part in ("encoder", "decoder")), "") for own in owners]
         if sorted(sides) == ["decoder", "encoder"]:
             return sides
-    names = [own[-1] if own else "layers" for own in parts]
-    return names if len(set(names)) == len(names) else ["_".join(own) or "layers" for own in parts]
+    by_owner = [own[-1] if own else "layers" for own in owners]
+    by_path = ["_".join(own) for own in _strip_common(full)]
+    return by_owner if len(set(by_owner)) == len(paths) else by_path
 
 
 def _strip_common(paths: list[list[str]]) -> list[list[str]]:
