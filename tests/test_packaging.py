@@ -231,3 +231,28 @@ def test_what_the_targets_make_is_ignored_by_git() -> None:
     assert {".venv/", "/peftscout-demo/", ".hypothesis/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"} <= set(
         ignored
     )
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_contributing_shows_every_room_of_the_house() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)/?`", text)) | set(re.findall(r"`(\w+)/\*\.yaml`", text))
+    rooms = {path.stem for path in (ROOT / "src" / "peftscout").iterdir() if not path.name.startswith(("_", "."))}
+    assert rooms - {"py"} <= named, f"CONTRIBUTING.md does not name {sorted(rooms - {'py'} - named)}"
+
+
+def test_contributing_names_only_files_and_targets_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tests|ops|strategies|spaces|space|architecture)/[\w./]*\w)`", text):
+        assert any((base / path).exists() for base in (ROOT, ROOT / "src" / "peftscout")), path
+    for target in re.findall(r"\$ make (\w+)", text):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+def test_the_changelog_has_a_section_for_what_is_not_released() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    section = text.partition("## [Unreleased]")[2].partition("\n## [")[0]
+    assert re.search(r"^### (Added|Changed|Fixed|Removed|Deprecated|Security)$", section, re.MULTILINE)
+    assert re.search(r"^- ", section, re.MULTILINE)
