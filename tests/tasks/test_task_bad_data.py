@@ -17,7 +17,7 @@ from peftscout.tasks import load_task
 
 GOOD = [json.dumps(row) for row in reviews(9)]
 DOUBLED = "a quote inside a quoted cell is doubled"
-UNREADABLE = "{path}: cannot read files of type 'TYPE', only .jsonl, .csv, .tsv, .parquet"
+UNREADABLE = "{path}: cannot read files TYPE, only .jsonl, .csv, .tsv, .parquet"
 MANY = """\
 {path}: 'label' has 30 different values in 30 rows: neither classes nor fractions; name the right column \
 with label= (--label), or say kind="regression" or kind="classification\""""
@@ -171,11 +171,11 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a spreadsheet": (
         _bytes("train.xlsx", b"PK"),
-        UNREADABLE.replace("TYPE", ".xlsx"),
+        UNREADABLE.replace("TYPE", "of type '.xlsx'"),
     ),
     "a .json file": (
         _bytes("train.json", b"[]"),
-        UNREADABLE.replace("TYPE", ".json") + "; write JSON as one object per line into a .jsonl file",
+        UNREADABLE.replace("TYPE", "of type '.json'") + "; write JSON as one object per line into a .jsonl file",
     ),
     "no extension": (
         _bytes("train", b"text,label\n"),

@@ -30,8 +30,8 @@ def read_table(path: Path) -> Table:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         hint = "; write JSON as one object per line into a .jsonl file" if suffix == ".json" else ""
-        raise DataError(f"{path}: cannot read files of type {suffix or 'without extension'!r}, "
-                        f"only {', '.join(SUFFIXES)}{hint}")  # fmt: skip
+        which = f"of type {suffix!r}" if suffix else "without extension"
+        raise DataError(f"{path}: cannot read files {which}, only {', '.join(SUFFIXES)}{hint}")
     try:
         data = path.read_bytes()
     except FileNotFoundError:

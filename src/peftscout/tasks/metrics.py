@@ -28,10 +28,25 @@ def _macro_f1(references: Numbers, predictions: Numbers) -> float:
     return float(sk.f1_score(references, predictions, average="macro", zero_division=0))
 
 
+def _constant(values: Numbers) -> bool:
+    """Whether all values are one: it predicts nothing, and correlations with it are not defined."""
+    return bool(np.ptp(values) == 0)
+
+
+def _matthews(references: Numbers, predictions: Numbers) -> float:
+    if _constant(references) or _constant(predictions):
+        return 0.0
+    return float(sk.matthews_corrcoef(references, predictions))
+
+
+def _r2(references: Numbers, predictions: Numbers) -> float:
+    return float(sk.r2_score(references, predictions)) if len(references) > 1 else 0.0
+
+
 def _correlation(statistic: Callable[..., Any]) -> Metric:
     def correlation(references: Numbers, predictions: Numbers) -> float:
-        if len(references) < 2 or np.ptp(references) == 0 or np.ptp(predictions) == 0:
-            return 0.0  # a constant predicts nothing; the coefficient is not defined
+        if _constant(references) or _constant(predictions):
+            return 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # nearly constant input: handled below
             value = float(statistic(references, predictions).statistic)
@@ -45,7 +60,7 @@ CLASSIFICATION: MappingProxyType[str, Metric] = MappingProxyType(
         "accuracy": lambda references, predictions: float(np.mean(references == predictions)),
         "f1": _f1,
         "macro_f1": _macro_f1,
-        "matthews": lambda references, predictions: float(sk.matthews_corrcoef(references, predictions)),
+        "matthews": _matthews,
     }
 )
 """Metrics over class ids. ``f1`` takes class 1 as the positive one; ``macro_f1`` is the plain mean over classes."""
@@ -54,7 +69,7 @@ REGRESSION: MappingProxyType[str, Metric] = MappingProxyType(
     {
         "spearman": _correlation(stats.spearmanr),
         "pearson": _correlation(stats.pearsonr),
-        "r2": lambda references, predictions: float(sk.r2_score(references, predictions)),
+        "r2": _r2,
         "neg_mean_squared_error": lambda r, p: -float(sk.mean_squared_error(r, p)),
         "neg_mean_absolute_error": lambda r, p: -float(sk.mean_absolute_error(r, p)),
     }

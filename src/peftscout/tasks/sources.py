@@ -165,7 +165,9 @@ def _by_role(place: str, names: Iterable[str], recipe: Recipe | None) -> dict[st
 
 def _table(data: Any, name: str) -> Table:
     """Turn a ``datasets.Dataset`` into a table; class ids become the names of their classes."""
-    if not hasattr(data, "column_names") or not hasattr(data, "to_dict"):
+    from datasets import Dataset
+
+    if not isinstance(data, Dataset):
         raise DataError(
             f"{name}: is a {type(data).__name__}, a datasets.Dataset is needed "
             "(Dataset.from_pandas and Dataset.from_list make one; streamed data must be downloaded)"
