@@ -104,33 +104,30 @@ def _claimed(rule: Rule, sites: Sites) -> list[Site]:
 
 
 def _tied_choices(tie: str, tied: list[tuple[Site, Rule]]) -> Iterator[Choice]:
-    """Yield the choices that share the size variable ``tie``."""
-    fitting = {
-        (site.id, rule.op): [size for size in _sizes(rule, tied) if size <= largest_size(site, rule.op)]
-        for site, rule in tied
-    }
-    if len(tied) > 1:
-        for site, rule in tied:
-            if not fitting[site.id, rule.op]:
-                raise SpaceError(
-                    f"{rule.where}: no size fits {site.id}, where {rule.op} is at most {largest_size(site, rule.op)}, "
-                    f"and the size {tie!r} is shared by {len(tied)} choices; allow a smaller one or untie them"
-                )
-    narrowest = min(max(sizes, default=0) for sizes in fitting.values())
+    """Yield the choices that share the size variable ``tie``: sizes are those that fit all of them."""
+    tightest, its_rule = min(tied, key=lambda member: largest_size(member[0], member[1].op))
+    largest = largest_size(tightest, its_rule.op)
+    width = min(min(site.in_features, site.out_features) for site, _ in tied)
     for site, rule in tied:
-        if sizes := tuple(size for size in fitting[site.id, rule.op] if size <= narrowest):
+        sizes = tuple(size for size in _sizes(rule, width, largest) if size <= largest)
+        if sizes:
             switch = None if rule.switch == "none" else _named(_SWITCHES.get(rule.switch, rule.switch), site, rule)
             yield Choice(site.id, rule.op, sizes, tie, switch)
+        elif len(tied) > 1:
+            raise SpaceError(
+                f"{rule.where}: no size fits {tightest.id}, where {its_rule.op} is at most {largest}, and the size "
+                f"{tie!r} is shared by {len(tied)} choices; allow a smaller one or untie them"
+            )
 
 
-def _sizes(rule: Rule, tied: list[tuple[Site, Rule]]) -> Sequence[int]:
-    """Return the sizes that ``rule`` allows before those that do not fit are left out."""
+def _sizes(rule: Rule, width: int, largest: int) -> Sequence[int]:
+    """Return the sizes of ``rule`` where the narrowest site is ``width`` wide and the tightest holds ``largest``."""
     if rule.op in SIZELESS:
         return (1,)
     if rule.sizes == "any":
-        return range(1, min(largest_size(site, other.op) for site, other in tied) + 1)
+        return range(1, largest + 1)
     if rule.sizes == "halvings_of_width":
-        return halvings(min(min(site.in_features, site.out_features) for site, _ in tied))
+        return halvings(width)
     assert not isinstance(rule.sizes, str)
     return rule.sizes
 
@@ -159,9 +156,9 @@ def matching(pattern: str, sites: Sites, where: str = "pattern") -> list[str]:
 def expand_braces(pattern: str, where: str = "pattern") -> list[str]:
     """Return the patterns that ``pattern`` stands for: ``a.{q,v}`` is ``a.q`` and ``a.v``; ``{6..8}`` is 6, 7, 8."""
     start = pattern.find("{")
+    if "}" in (pattern if start < 0 else pattern[:start]):
+        raise SpaceError(f"{where}: {pattern!r}: a '}}' without its '{{'")
     if start < 0:
-        if "}" in pattern:
-            raise SpaceError(f"{where}: {pattern!r}: a '}}' without its '{{'")
         return [pattern]
     depth, cuts = 0, [start]
     for at in range(start, len(pattern)):
@@ -173,7 +170,7 @@ def expand_braces(pattern: str, where: str = "pattern") -> list[str]:
     else:
         raise SpaceError(f"{where}: {pattern!r}: a '{{' without its '}}'")
     alternatives = [pattern[a + 1 : b] for a, b in pairwise(cuts)]
-    if len(alternatives) == 1 and (numbers := re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", alternatives[0])):
+    if len(alternatives) == 1 and (numbers := re.fullmatch(r"([0-9]{1,4})\.\.([0-9]{1,4})", alternatives[0])):
         alternatives = [str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)]
     head, tails = pattern[:start], expand_braces(pattern[cuts[-1] + 1 :], where)
     inner = [text for alternative in alternatives for text in expand_braces(alternative, where)]
