@@ -13,7 +13,7 @@ from task_files import split_of
 from task_tokenizers import WORDS, word_tokenizer
 
 from peftscout.errors import DataError
-from peftscout.tasks import Encoded, LockedSplit, Split, encode, encode_cached
+from peftscout.tasks import Encoded, LockedSplit, Split, encode, encode_cached, load_task
 from peftscout.tasks import cache as cache_module
 from peftscout.tasks.cache import tokenizer_digest
 
@@ -166,3 +166,24 @@ def test_a_locked_report_is_refused_even_when_cached(tmp_path: Path) -> None:
     encode_cached(SPLITS["single"], word_tokenizer(), max_length=6, cache_dir=tmp_path)
     with pytest.raises(DataError, match="is locked"):
         encode_cached(report, word_tokenizer(), max_length=6, cache_dir=tmp_path)
+
+
+def test_a_tokenizer_in_python_has_a_digest_and_a_cache(tmp_path: Path, recomputed: list[str]) -> None:
+    from transformers import ByT5Tokenizer
+
+    one, same, other = ByT5Tokenizer(), ByT5Tokenizer(), ByT5Tokenizer(extra_ids=50)
+    assert tokenizer_digest(one) == tokenizer_digest(same) != tokenizer_digest(other)
+    first = encode_cached(SPLITS["pair"], one, max_length=None, cache_dir=tmp_path)
+    assert_equal(encode_cached(SPLITS["pair"], same, max_length=None, cache_dir=tmp_path), first)
+    assert recomputed == ["train"]
+
+
+def test_real_rows_survive_the_cache(tmp_path: Path, shared_data: Path, minilm_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path)
+    for name in ("cb", "copa"):
+        split = load_task(shared_data / name).search
+        fresh = encode_cached(split, tokenizer, max_length=128, cache_dir=tmp_path)
+        assert_equal(encode_cached(split, tokenizer, max_length=128, cache_dir=tmp_path), fresh)
+        assert_equal(encode(split, tokenizer, max_length=128), fresh)

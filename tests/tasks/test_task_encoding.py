@@ -130,3 +130,12 @@ def test_the_packaged_tokenizer_agrees_with_transformers(minilm_path: Path) -> N
         assert feature == dict(tokenizer(first, second, truncation=True, max_length=128).items())
     assert encoded.truncated == 2
     assert encode(split_of(["word " * 300], [0]), tokenizer, max_length=None).lengths.tolist() == [302]
+
+
+def test_the_tiny_llama_tells_the_texts_of_a_pair_apart(shared_models: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_models / "stories260k-llama")
+    encoded = encode(split_of([("the cat", "sat down")], [0]), tokenizer, max_length=None)
+    assert encoded[0]["input_ids"].count(tokenizer.bos_token_id) == 2
+    assert encode(split_of(["the cat"], [0]), tokenizer, max_length=None).lengths[0] > 1

@@ -232,3 +232,12 @@ class TestArguments:
         path = jsonl(tmp_path / "train.jsonl", reviews(20))
         with pytest.raises(DataError, match=message):
             load_task(train=path, **arguments)  # type: ignore[arg-type]
+
+    def test_the_task_is_named_after_its_file_or_else_its_folder(self, tmp_path: Path) -> None:
+        assert load_task(jsonl(tmp_path / "mine" / "moods.jsonl", reviews(20))).name == "moods"
+        assert load_task(jsonl(tmp_path / "mine" / "train.jsonl", reviews(20))).name == "mine"
+
+    def test_a_home_folder_is_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        folder_of(tmp_path / "mine", train=reviews(20))
+        assert load_task("~/mine").name == "mine"

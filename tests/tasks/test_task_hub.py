@@ -187,6 +187,10 @@ class TestInMemory:
         row = task.train.texts[0][0]
         assert task.train.references[0] == int(row.split()[1]) % 2
 
+    def test_class_names_that_read_alike_are_refused(self) -> None:
+        with pytest.raises(DataError, match=r"'label' declares classes that read alike: '1', '1\.0'; rename them"):
+            load_task({"train": pairs(40, ["1", "1.0"])})
+
     def test_declared_classes_that_do_not_occur_are_kept_and_noted(self) -> None:
         task = load_task({"train": pairs(40, ["a", "b", "c"])})
         assert task.labels == ("a", "b", "c")

@@ -173,3 +173,24 @@ def test_skipped_unseen_labels_are_counted(tmp_path: Path) -> None:
 def test_the_manifest_is_json(tmp_path: Path) -> None:
     manifest = load(tmp_path, ["a", "b"] * 20).manifest()
     assert json.loads(json.dumps(manifest)) == manifest
+
+
+def test_huge_whole_numbers_are_labels_like_others(tmp_path: Path) -> None:
+    huge = "9" * 5000
+    assert canonical(huge) == huge
+    assert load(tmp_path, [huge, "1"] * 20).labels == ("1", huge)
+    assert load(tmp_path, [10**20, 1] * 20).labels == ("1", str(10**20))
+
+
+def test_digits_of_other_scripts_are_words() -> None:
+    assert canonical("٣") == "٣"
+
+
+def test_numbers_and_words_together_are_classes(tmp_path: Path) -> None:
+    assert load(tmp_path, [0, 1, "neutral"] * 10).labels == ("0", "1", "neutral")
+
+
+@pytest.mark.parametrize("labels", [(0, 1), ("0", "1"), (0.0, 1.0), (False, True), ("False", "True"), ("no", "yes")])
+def test_every_spelling_of_two_classes_learns_the_same(tmp_path: Path, labels: tuple[Any, Any]) -> None:
+    expected = load(tmp_path, [0, 1] * 20)
+    assert load(tmp_path, list(labels) * 20).train.digest == expected.train.digest

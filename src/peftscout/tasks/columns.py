@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftscout.errors import DataError
+from peftscout.tasks.labels import canonical, number, vocabulary
 from peftscout.tasks.recipes import RECIPES, Kind, Layout, Recipe
 from peftscout.tasks.table import MISSING, Table
 
@@ -106,8 +107,6 @@ def recipe_for(table: Table, named: Recipe | None) -> tuple[Recipe | None, str]:
 
 def _labels_fit(table: Table, recipe: Recipe) -> bool:
     """Whether most labels are what the recipe has; single strange ones are bad rows then, not another task."""
-    from peftscout.tasks.labels import canonical, number, vocabulary
-
     values = table.columns[recipe.layout.label]
     if recipe.kind == "regression":
         fitting = sum(isinstance(number(value), float) for value in values)

@@ -79,10 +79,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _json_row(line: str) -> dict[str, Any] | str:
     """Return the object of one line, or what is wrong with it."""
     try:
-        row = json.loads(line, object_pairs_hook=_object)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} (column {error.colno})"
     except (ValueError, RecursionError) as error:

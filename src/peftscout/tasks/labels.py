@@ -15,7 +15,7 @@ from peftscout.tasks.table import MISSING
 HIDDEN = "-1"
 """What benchmarks write where the labels of a test split are kept back."""
 
-_WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0*)?")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0*)?")
 _LARGEST = 3.4e38  # float32
 _MANY = 20
 
@@ -111,6 +111,8 @@ def class_labels(place: str, values: Sequence[Any], declared: Sequence[str] = ()
     """
     counts = Counter(found for value in values if (found := canonical(value)) is not None)
     known = vocabulary(declared)
+    if len(set(map(canonical, declared))) < len(declared):
+        raise DataError(f"{place} declares classes that read alike: {', '.join(map(repr, declared))}; rename them")
     present = {known.get(found, found) for found in counts}
     if len(present) < 2:
         only = next(iter(counts), "nothing")

@@ -23,7 +23,7 @@ from peftscout.tasks.rows import (
     require_variety,
 )
 from peftscout.tasks.sources import Source, from_datasets, from_files, from_folder, from_hub
-from peftscout.tasks.splits import LockedSplit, Split, text_key
+from peftscout.tasks.splits import LockedSplit, Split
 from peftscout.tasks.table import BadRows, OnBadRows, Table
 from peftscout.tasks.task import Task
 
@@ -205,8 +205,8 @@ def _repeats(rows: Rows, train: Split) -> list[str]:
     """Note training rows that repeat, contradict each other, or share an identifier."""
     notes = []
     references: dict[tuple[str, ...], set[float]] = {}
-    for texts, reference in zip(train.texts, train.references.tolist(), strict=True):
-        references.setdefault(text_key(texts), set()).add(reference)
+    for key, reference in zip(train.keys, train.references.tolist(), strict=True):
+        references.setdefault(key, set()).add(reference)
     if repeated := len(train) - len(references):
         contrary = sum(len(found) > 1 for found in references.values())
         also = f", {contrary} texts have several labels" if contrary else ""

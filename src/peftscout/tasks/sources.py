@@ -50,9 +50,9 @@ def from_files(train: Path, validation: Path | None, test: Path | None) -> Sourc
     for role, path in given.items():
         if role != "train" and path.resolve() == given["train"].resolve():
             raise DataError(f"{path}: serves as train and as {role}; nothing learnt from it could be trusted")
-    folder = Path(train).resolve().parent.name
+    folder, stem = Path(train).resolve().parent.name, Path(train).stem
     tables = {role: read_table(path) for role, path in given.items()}
-    return Source(Path(train).stem, tables, find_recipe(folder))
+    return Source(folder if stem.lower() in ROLES["train"] else stem, tables, find_recipe(folder))
 
 
 def from_folder(folder: Path) -> Source:

@@ -55,6 +55,11 @@ class Split:
         chosen = np.asarray(indices, dtype=np.int64)
         return Split(name or self.name, tuple(self.texts[i] for i in chosen), self.references[chosen], self.kind)
 
+    @cached_property
+    def keys(self) -> tuple[Texts, ...]:
+        """What identifies the texts of each row; blanks do not tell rows apart."""
+        return tuple(tuple(" ".join(text.split()) for text in texts) for texts in self.texts)
+
     @property
     def classes(self) -> npt.NDArray[np.int64]:
         """The class of each row; one class for all where numbers are predicted."""
@@ -153,15 +158,10 @@ class LockedSplit:
         return self._content().select(indices, name)
 
 
-def text_key(texts: Texts) -> Texts:
-    """Identity of a row's texts; blanks do not tell rows apart."""
-    return tuple(" ".join(text.split()) for text in texts)
-
-
 def overlap(one: Split, other: Split) -> int:
     """Return how many rows of ``other`` have the texts of a row of ``one``."""
-    keys = {text_key(texts) for texts in one.texts}
-    return sum(text_key(texts) in keys for texts in other.texts)
+    known = set(one.keys)
+    return sum(key in known for key in other.keys)
 
 
 def carve(split: Split, rows: int, seed: Sequence[int]) -> tuple[npt.NDArray[np.int64], ...]:
@@ -179,8 +179,8 @@ def carve(split: Split, rows: int, seed: Sequence[int]) -> tuple[npt.NDArray[np.
     rng = np.random.default_rng(list(seed))
     classes = split.classes
     groups: dict[Texts, list[int]] = defaultdict(list)
-    for i, texts in enumerate(split.texts):
-        groups[text_key(texts)].append(i)
+    for i, key in enumerate(split.keys):
+        groups[key].append(i)
     strata: dict[int, list[list[int]]] = defaultdict(list)
     for group in groups.values():
         strata[int(classes[group[0]])].append(group)
