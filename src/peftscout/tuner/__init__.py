@@ -4,11 +4,11 @@ Importing it makes the PEFT type ``PEFTSCOUT`` known, so that ``PeftModel.from_p
 """
 
 from peftscout.ops import OpSettings
-from peftscout.tuner.build import build
+from peftscout.tuner.building import build
 from peftscout.tuner.checks import check_built, check_gradients
 from peftscout.tuner.config import PeftscoutConfig
 from peftscout.tuner.model import PeftscoutModel
-from peftscout.tuner.reset import fingerprint, reset
+from peftscout.tuner.resetting import fingerprint, reset
 from peftscout.tuner.state import load_trainable_state, parameters_by_op, trainable_state
 
 __all__ = [

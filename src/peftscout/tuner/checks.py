@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peftscout.cost import price
 from peftscout.errors import TunerError
 from peftscout.plan import Plan
-from peftscout.tuner.build import wrappers
+from peftscout.tuner.building import wrappers
 from peftscout.tuner.config import HostedOp
 from peftscout.tuner.layer import PeftscoutLayer
 from peftscout.tuner.state import active_adapter, parameters_by_op

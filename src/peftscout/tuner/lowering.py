@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftscout.errors import TunerError
-from peftscout.tuner.build import wrappers
+from peftscout.tuner.building import wrappers
 from peftscout.tuner.host import read_affine
 from peftscout.tuner.state import active_adapter
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftscout.errors import TunerError
 from peftscout.ops import OPS
-from peftscout.tuner.build import wrappers
+from peftscout.tuner.building import wrappers
 
 
 def active_adapter(peft_model: PeftModel) -> str:

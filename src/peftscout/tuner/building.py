@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftscout.errors import TunerError
+from peftscout.errors import TunerError, nearest
 from peftscout.ops import OpSettings, generator_for
 from peftscout.plan import Plan
 from peftscout.tuner.backbone_state import BackboneState
@@ -57,26 +57,33 @@ def build(
     if hasattr(model, "peft_config"):
         raise TunerError(f"this {type(model).__name__} already carries adapters; reset it, or load the model again")
     modules_to_save = model_map.head if head is None else head
+    _require_exact_heads(model, modules_to_save)
     config = PeftscoutConfig.for_plan(plan, model_map.sites, settings or OpSettings(), seed, modules_to_save)
     before = BackboneState.of(model)
     try:
-        peft_model: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
-        trained = dict(_heads(model))
-        if set(trained) != set(modules_to_save):
-            raise TunerError(
-                f"head: {sorted(set(trained) ^ set(modules_to_save))[0]!r} was not matched exactly; "
-                f"asked for {sorted(modules_to_save)}, peft made trainable {sorted(trained)}"
-            )
-        for name, wrapper in trained.items():
-            _initialise(model, wrapper.modules_to_save[adapter_name], seed, name)
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that is on its way out.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            peft_model: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
+        for name in modules_to_save:
+            _initialise(model, model.get_submodule(f"{name}.modules_to_save.{adapter_name}"), seed, name)
     except Exception:
         before.restore(model)
         raise
     return peft_model
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
-    yield from ((name, m) for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper))
+def _require_exact_heads(model: PreTrainedModel, heads: tuple[str, ...]) -> None:
+    """peft trains every module whose name ends like a head's; make sure that these are the heads and no others."""
+    matched = {name for name, _ in model.named_modules() if name.endswith(heads)} if heads else set()
+    if missing := sorted(set(heads) - matched):
+        names = [name for name, _ in model.named_modules() if name]
+        raise TunerError(f"head: a {type(model).__name__} has no module {missing[0]!r}{nearest(missing[0], names)}")
+    if beyond := sorted(matched - set(heads)):
+        raise TunerError(
+            f"head: {beyond[0]!r} ends like one of {', '.join(heads)}, so peft would train it too; "
+            "name it as a head, or name the head by its full path"
+        )
 
 
 def _initialise(model: PreTrainedModel, head: nn.Module, seed: int, name: str) -> None:
