@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from peftscout.architecture.attention import describe
-from peftscout.architecture.norms import block_norms, final_norm
+from peftscout.architecture.block_sites import Note, block_sites, norm_site
+from peftscout.architecture.norms import final_norm
 from peftscout.architecture.overrides import ATTENTION_ROLES, FFN_ROLES, SKIP, Overrides
-from peftscout.architecture.roles import BlockRoles, Projection, assign, hidden_width
+from peftscout.architecture.roles import BlockRoles, assign, hidden_width
 from peftscout.architecture.stacks import Stack, find_stacks, linears
 from peftscout.errors import ArchitectureError
 from peftscout.sites import Site
@@ -49,24 +49,25 @@ class ModelMap:
                 front where it matters (``cross_attention.q``), and ``skip``.
 
         Raises:
-            ArchitectureError: when the model has no attention, a projection has no role, or an override is wrong.
+            ArchitectureError: when the model carries adapters, has no attention, a projection has no role, or an
+                override is wrong.
         """
+        _require_bare(model)
         overrides = Overrides.parse(roles)
         stacks = find_stacks(model, overrides.is_attention)
         blocks = {stack.name: _assign_stack(stack, overrides) for stack in stacks}
         _require_attention(model, [roles for own in blocks.values() for roles in own])
         _require_all_used(overrides, stacks)
         _require_roles(stacks, blocks)
-        notes: list[tuple[str, int, str]] = []
-        sites = [site for stack in stacks for site in _stack_sites(model, stack, blocks[stack.name], stacks, notes)]
+        found = [entry for stack in stacks for entry in _survey(model, stack, blocks[stack.name], stacks)]
         head = _head(model)
         return cls(
             model_type=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),
-            sites={site.id: site for site in sites},
+            sites={entry.id: entry for entry in found if isinstance(entry, Site)},
             stacks={stack.name: len(stack.blocks) for stack in stacks},
             total=_backbone_parameters(model, head),
             head=head,
-            skipped=_merge(notes),
+            skipped=_merge(entry for entry in found if isinstance(entry, Note)),
         )
 
 
@@ -77,91 +78,14 @@ def _assign_stack(stack: Stack, overrides: Overrides) -> list[BlockRoles]:
     return [assign(block, width or fallback, overrides) for block, width in zip(stack.blocks, widths, strict=True)]
 
 
-def _stack_sites(
-    model: nn.Module,
-    stack: Stack,
-    blocks: list[BlockRoles],
-    stacks: tuple[Stack, ...],
-    notes: list[tuple[str, int, str]],
-) -> Iterator[Site]:
+def _survey(
+    model: nn.Module, stack: Stack, blocks: Sequence[BlockRoles], stacks: Sequence[Stack]
+) -> Iterator[Site | Note]:
+    """Yield the sites of a stack in model order, and notes on what is none."""
     for layer, (block, roles) in enumerate(zip(stack.blocks, blocks, strict=True)):
-        notes.extend((stack.name, layer, f"{path}: {why}") for path, why in roles.skipped)
-        place = f"{stack.name}.{layer}"
-        names = _projection_names(roles.projections)
-        for p in roles.projections:
-            yield Site(
-                id=f"{place}.{p.part}.{names[p.path]}",
-                kind="linear",
-                role=p.role,
-                stack=stack.name,
-                layer=layer,
-                module=f"{block.path}.{p.path}",
-                in_features=p.in_features,
-                out_features=p.out_features,
-                has_bias=p.has_bias,
-            )
-        for norm in block_norms(block.module, roles):
-            yield Site(
-                id=f"{place}.{norm.name}",
-                kind="norm",
-                role=norm.name.rpartition(".")[2],
-                stack=stack.name,
-                layer=layer,
-                module=f"{block.path}.{norm.path}",
-                in_features=norm.width,
-                out_features=norm.width,
-                has_bias=norm.has_bias,
-            )
-        for part, entry, exit_role in _SUBLAYERS:
-            entries, exits = roles.of(part, *entry), roles.of(part, exit_role)
-            if not entries or len(exits) != 1:
-                continue
-            attention = None
-            if part != "ffn":
-                described = describe(block, roles, part)
-                if isinstance(described, str):
-                    notes.append((stack.name, layer, f"{part}: {described}: no prefix"))
-                else:
-                    attention = described
-            yield Site(
-                id=f"{place}.{part}",
-                kind="sublayer",
-                role=part,
-                stack=stack.name,
-                layer=layer,
-                module=f"{block.path}.{exits[0].path}",
-                in_features=entries[0].in_features,
-                out_features=exits[0].out_features,
-                has_bias=exits[0].has_bias,
-                input_module=f"{block.path}.{entries[0].path}",
-                attention=attention,
-            )
-    if (final := final_norm(model, stack, stacks)) is not None:
-        yield Site(
-            id=f"{stack.name}.final_norm",
-            kind="norm",
-            role="final_norm",
-            stack=stack.name,
-            layer=None,
-            module=final.path,
-            in_features=final.width,
-            out_features=final.width,
-            has_bias=final.has_bias,
-        )
-
-
-_SUBLAYERS = (
-    ("attention", ("q", "qkv"), "o"),
-    ("cross_attention", ("q", "qkv"), "o"),
-    ("ffn", ("gate", "gate_up", "up"), "down"),  # in a gated FFN the gate runs first
-)
-"""Sublayers: part, roles of the projection that reads its input (the first found), role of the one that ends it."""
-
-
-def _projection_names(projections: Iterable[Projection]) -> dict[str, str]:
-    """Return path -> name in the id: the role, or, where a part has several of one role, the cleaned leaf (``q_a``)."""
-    counts = Counter((p.part, p.role) for p in projections)
-    return {p.path: p.role if counts[p.part, p.role] == 1 else p.leaf.partition("_proj")[0] for p in projections}
+        yield from block_sites(stack.name, layer, block, roles)
+    if (norm := final_norm(model, stack, stacks)) is not None:
+        yield norm_site(stack.name, None, norm, norm.path)
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
@@ -179,6 +103,14 @@ def _head(model: nn.Module) -> tuple[str, ...]:
 def _backbone_parameters(model: nn.Module, head: tuple[str, ...]) -> int:
     inside = (parameter for name, parameter in model.named_parameters() if name.partition(".")[0] not in head)
     return sum(parameter.numel() for parameter in inside)
+
+
+def _require_bare(model: nn.Module) -> None:
+    adapted = next((path for path, _ in model.named_modules() if path.endswith(".base_layer")), None)
+    if adapted is not None:
+        raise ArchitectureError(
+            f"{adapted}: the model already carries adapters; map the model before peft wraps it, or unload them first"
+        )
 
 
 def _require_attention(model: nn.Module, blocks: list[BlockRoles]) -> None:
@@ -217,12 +149,12 @@ def _require_roles(stacks: tuple[Stack, ...], blocks: Mapping[str, list[BlockRol
     )
 
 
-def _merge(notes: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
-    """Merge (stack, layer, reason) over layers: ``layers.0-2,4: reason``."""
+def _merge(notes: Iterable[Note]) -> tuple[str, ...]:
+    """Merge notes that are equal but for their layer: ``layers.0-2,4: reason``."""
     layers: dict[tuple[str, str], list[int]] = {}
-    for stack, layer, reason in notes:
-        layers.setdefault((stack, reason), []).append(layer)
-    return tuple(f"{stack}.{ranges(own)}: {reason}" for (stack, reason), own in layers.items())
+    for note in notes:
+        layers.setdefault((note.stack, note.text), []).append(note.layer)
+    return tuple(f"{stack}.{ranges(own)}: {text}" for (stack, text), own in layers.items())
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -57,7 +58,7 @@ def block_norms(block: nn.Module, roles: BlockRoles) -> tuple[Norm, ...]:
     return tuple(sorted(norms, key=lambda norm: rank.get(norm.name, len(rank))))
 
 
-def final_norm(model: nn.Module, stack: Stack, stacks: tuple[Stack, ...]) -> Norm | None:
+def final_norm(model: nn.Module, stack: Stack, stacks: Sequence[Stack]) -> Norm | None:
     """Return the norm after the last block of ``stack``: a child of the stack's owner, or of one further out.
 
     Norms before the blocks (embedding norms) are not sites: they are told apart by name or by being declared first.
