@@ -59,8 +59,9 @@ def describe(plan: Plan, sites: Sites) -> str:
 
 def _exact(plan: Plan, sites: Sites) -> list[_Phrase]:
     """Bring together what has one op and one size, then the columns of those that are on the same layers."""
+    order = {site: n for n, site in enumerate(sites)}
     placed: dict[tuple[str, int], list[Site]] = defaultdict(list)
-    for p in plan:
+    for p in sorted(plan, key=lambda p: order[p.site]):
         placed[p.op, p.size].append(sites[p.site])
     phrases = []
     for (op, size), members in sorted(placed.items(), key=lambda item: (OPS.index(item[0][0]), item[0][1])):
