@@ -140,9 +140,8 @@ def export(
 ) -> None:
     """Write the trained adapter of the chosen plan, verified by loading it in a fresh process."""
     from peftscout import api
-    from peftscout.report import tables
 
-    Console().print(tables.export(api.open_study(study).export(out, _format(format))))
+    typer.echo(str(api.open_study(study).export(out, _format(format))))
 
 
 @app.command()

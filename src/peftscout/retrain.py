@@ -12,7 +12,7 @@ from peftscout.export import refuse_existing
 from peftscout.handover import Format, export_trained
 from peftscout.outcome import Evaluate
 from peftscout.plan import Plan
-from peftscout.report.plan_table import describe
+from peftscout.report.plan_words import describe
 from peftscout.report.progress import Reporter
 from peftscout.tasks import compute_metrics
 from peftscout.training.evaluator import save_adapter

@@ -8,7 +8,7 @@ from typing import Any
 from peftscout.comparison import LEVEL, Comparison, Scores
 from peftscout.config import StudyConfig
 from peftscout.ledger import Record
-from peftscout.report.plan_table import describe
+from peftscout.report.plan_words import describe
 from peftscout.strategies.base import Problem
 from peftscout.study import SCHEMA
 from peftscout.tasks import Task

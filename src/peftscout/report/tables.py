@@ -15,7 +15,6 @@ from peftscout.report.plan_table import plan_lines
 
 if TYPE_CHECKING:
     from peftscout.api import Result
-    from peftscout.export import ExportReport
 
 
 def dry_run(plan: Mapping[str, Any]) -> RenderableType:
@@ -87,11 +86,6 @@ def report(study: Result) -> RenderableType:
     cost = f"Spent {_duration(spent['seconds'])} and {spent['forward_backward_passes']:,.0f} forward-backward passes."
     chosen = Text("\n".join(["Chosen plan:", *plan_lines(study.best.plan)]))
     return Group(Text(study.verdict, style="bold"), Text(), comparison(study.summary), front, chosen, Text(cost))
-
-
-def export(done: ExportReport) -> RenderableType:
-    """Return what was written and how to load it."""
-    return Text(str(done))
 
 
 def _facts(title: str) -> Table:

@@ -72,7 +72,8 @@ _ALL: Sequence[tuple[str, Callable[[Sites, Budget], UniformPlan]]] = (
 
 def uniform_plans(sites: Sites, budget: Budget, ops: Iterable[str]) -> list[UniformPlan]:
     """Return every uniform plan that uses only ``ops`` and fits, without repetitions; what cannot fit is left out."""
-    allowed, found = set(ops), {}
+    allowed = set(ops)
+    found: dict[Plan, UniformPlan] = {}
     for op, make in _ALL:
         if op in allowed:
             try:

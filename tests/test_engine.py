@@ -1,0 +1,267 @@
+"""Whole studies on tiny models: what a user gets from `peftscout.search`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from tiny_task import save_tiny_model, write_task
+
+import peftscout
+from peftscout.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    NothingFeasibleError,
+    PlanError,
+    SpaceError,
+    StudyError,
+)
+from peftscout.plan import Plan
+from peftscout.study import read_records
+
+QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
+SUMMARY_KEYS = {
+    "schema", "model", "task", "metric", "labels", "budget", "strategy", "space", "trials", "best", "baseline", "final",
+    "verdict", "spent",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_task(tmp_path_factory.mktemp("data"), train=120, validation=30)
+
+
+@pytest.fixture(scope="module")
+def result(model, data, tmp_path_factory) -> peftscout.Result:
+    return peftscout.search(model, data, budget="5%", study=tmp_path_factory.mktemp("study") / "s", **QUICK)
+
+
+def test_trial_0_is_uniform_lora_at_the_budget(result):
+    first = result.summary["trials"][0]
+    assert first["label"].startswith("uniform LoRA")
+    assert {op for _, op, _ in first["plan"]["placements"]} == {"lora"}
+
+
+def test_every_trial_is_within_the_budget(result):
+    budget = result.summary["budget"]["parameters"]
+    assert all(0 < cost <= budget for cost in result.trials["cost"])
+
+
+def test_the_summary_has_the_documented_form(result):
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert set(summary) == SUMMARY_KEYS
+    assert summary == json.loads(json.dumps(result.summary))
+    assert set(summary["final"]) == {"best", "baseline", "difference", "interval"}
+    assert {"number", "state", "cost", "score", "seconds", "steps", "plan"} <= set(summary["trials"][0])
+    assert summary["spent"]["forward_backward_passes"] > sum(t["steps"] for t in summary["trials"])
+
+
+def test_the_chosen_plan_is_the_best_of_the_search(result):
+    searched = result.trials[result.trials["stage"] != "final"]
+    assert result.best.score == searched["score"].max()
+    assert result.best.cost == result.best.plan.cost(peftscout.map_model(result.summary["model"]).sites)
+
+
+def test_the_contenders_are_trained_with_fresh_seeds_and_the_same_ones(result):
+    finals = result.trials[result.trials["stage"] == "final"]
+    seeds = finals.groupby("label")["seed"].apply(sorted)
+    assert all(s == seeds.iloc[0] for s in seeds)
+    assert set(finals["seed"]).isdisjoint(result.trials[result.trials["stage"] == "search"]["seed"])
+
+
+def test_the_front_has_no_beaten_plan(result):
+    front = result.front
+    assert front["cost"].is_monotonic_increasing
+    assert front["score"].is_monotonic_increasing
+    assert result.best.score == front["score"].iloc[-1]
+
+
+def test_a_trial_folder_holds_plan_outcome_and_a_safetensors_adapter(result):
+    for trial in result.summary["trials"]:
+        folder = result.folder / "trials" / f"{trial['number']:03d}"
+        assert Plan.from_json(json.loads((folder / "plan.json").read_text())).to_json() == trial["plan"]
+        assert json.loads((folder / "outcome.json").read_text())["score"] == trial["score"]
+        assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    suffixes = {p.suffix for p in result.folder.rglob("*") if p.is_file()}
+    assert suffixes.isdisjoint({".pt", ".bin", ".pkl", ".pth", ".npy"})
+
+
+def test_the_same_call_again_trains_nothing_and_gives_the_same_result(result, model, data):
+    before = {p: p.stat().st_mtime_ns for p in (result.folder / "trials").rglob("*")}
+    again = peftscout.search(model, data, budget="5%", study=result.folder, **QUICK)
+    assert again.summary == result.summary
+    assert {p: p.stat().st_mtime_ns for p in (result.folder / "trials").rglob("*")} == before
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(result, model, data):
+    with pytest.raises(StudyError, match=r"config.steps: 4 -> 5"):
+        peftscout.search(model, data, budget="5%", study=result.folder, **{**QUICK, "steps": 5})
+
+
+def test_changed_data_are_refused_with_the_difference(result, model, tmp_path, data):
+    other = write_task(tmp_path / data.name, train=119, validation=30)
+    with pytest.raises(StudyError, match=r"data.splits.train.rows|data.files"):
+        peftscout.search(model, other, budget="5%", study=result.folder, **QUICK)
+
+
+def test_the_export_of_a_study_loads_and_is_verified(result, tmp_path):
+    report = result.export(tmp_path / "adapter")
+    assert report.difference <= 1e-5
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_open_study_is_the_result_of_the_search(result):
+    assert peftscout.open_study(result.folder).summary == result.summary
+
+
+def test_the_same_seed_gives_the_same_scores_in_another_folder(result, model, data, tmp_path):
+    again = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **QUICK)
+    assert list(again.trials["score"]) == list(result.trials["score"])
+    assert list(again.trials["plan"]) == list(result.trials["plan"])
+
+
+@pytest.mark.parametrize("kind", ["regression", "multiple_choice"])
+def test_other_kinds_of_tasks_work_too(model, tmp_path, kind):
+    data = write_task(tmp_path / "copa", kind=kind, train=60, validation=20)
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **{**QUICK, "trials": 2})
+    assert np.isfinite(r.best.score)
+    assert r.export(tmp_path / "out").difference <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2", "llama", "qwen3"])
+def test_other_families_work_too(tmp_path, name, data):
+    folder = save_tiny_model(tmp_path / "m", name)
+    r = peftscout.search(folder, data, budget="5%", study=tmp_path / "s", **{**QUICK, "trials": 3})
+    assert r.trials["state"].eq("done").all()
+
+
+def test_data_in_memory_work_too(model, tmp_path):
+    rows = {"text": [f"good word{i % 20}" for i in range(40)] + [f"bad word{i % 20}" for i in range(40)]}
+    labelled = Dataset.from_dict({**rows, "label": [1] * 40 + [0] * 40}).shuffle(seed=0)
+    both = DatasetDict(train=labelled, validation=labelled.select(range(20)))
+    r = peftscout.search(model, both, budget="5%", study=tmp_path / "s", **{**QUICK, "trials": 1})
+    assert r.summary["labels"] == ["0", "1"]
+
+
+def test_export_lora_keeps_to_lora(model, data, tmp_path):
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", export="lora", **QUICK)
+    assert {op for plan in r.trials["plan"] for op in plan.ops} == {"lora"}
+    assert r.export(tmp_path / "out", "lora").rung == "lora"
+
+
+def test_a_found_plan_is_applied_to_other_data(result, model, tmp_path):
+    other = write_task(tmp_path / "d", train=80, validation=20)
+    done = peftscout.apply(result.folder / "summary.json", model, other, tmp_path / "out", steps=3, progress=False)
+    assert done["cost"] == result.best.cost
+    assert set(done["report"]) == {"accuracy"}
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_a_plan_of_another_model_is_refused_before_training(result, tmp_path, data):
+    plan = Plan.of({("layers.9.attention.q", "lora"): 1})
+    with pytest.raises(PlanError, match=r"layers.9.attention.q: no such site"):
+        peftscout.apply(plan, result.summary["model"], data, tmp_path / "out", steps=1, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"budget": "0.0000001%"}, BudgetError, "less than one parameter"),
+        ({"budget": 10}, BudgetError, "below one layer"),
+        ({"budget": "5 apples"}, BudgetError, "unknown unit"),
+        ({"space": "loraa"}, SpaceError, "lora"),
+        ({"strategy": "randm"}, ConfigError, "did you mean 'random'"),
+        ({"strategy_options": {"x": 1}}, ConfigError, "has no options"),
+        ({"trials": 0}, ConfigError, "trials"),
+    ],
+)
+def test_bad_input_leaves_no_study_behind(model, data, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        peftscout.search(model, data, study=tmp_path / "s", **{**QUICK, "budget": "5%", **options})
+    assert not (tmp_path / "s").exists()
+
+
+def test_bad_data_leave_no_study_behind(model, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text('{"text": "a", "label": 0}\n')
+    with pytest.raises(DataError):
+        peftscout.search(model, tmp_path / "d", budget="5%", study=tmp_path / "s", **QUICK)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_search_in_which_everything_diverges_says_so(model, data, tmp_path):
+    wild = {"learning_rates": {"lora": 1e30, "head": 1e30}, "clip": 1e30}
+    with pytest.raises(NothingFeasibleError, match="diverged"):
+        peftscout.search(model, data, budget="5%", study=tmp_path / "s", training=wild, **{**QUICK, "trials": 1})
+    assert [str(r.outcome.state) for r in read_records(tmp_path / "s")] == ["diverged"]
+
+
+def test_time_limits_the_search_but_never_the_baseline(model, data, tmp_path):
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", time=1e-6, **{**QUICK, "trials": 50})
+    assert (r.trials["stage"] == "search").sum() == 1
+
+
+def test_a_dry_run_writes_nothing_and_estimates_the_time(model, data, tmp_path, monkeypatch):
+    from peftscout.api import dry_run_config
+    from peftscout.config import StudyConfig
+
+    monkeypatch.chdir(tmp_path)
+    config = StudyConfig.from_mapping({"model": str(model), "budget": "5%", "data": {"source": str(data)}, "trials": 5})
+    plan = dry_run_config(config)
+    assert plan["seconds"] > 0
+    assert plan["evaluations"] == 5 + 2 * (2 + 3)
+    assert plan["cheapest"]["cost"] < plan["baseline"]["cost"] <= plan["budget"]["parameters"] < plan["dearest"]["cost"]
+    assert plan["space"]["plans"] > 10**20
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_study_ends_with_the_same_trials(model, data, tmp_path):
+    arguments = [
+        sys.executable, "-m", "peftscout", "search", str(model), "--budget", "5%", "--data", str(data),
+        "--trials", "5", "--steps", "8", "--final-seeds", "1", "--set", "final.lr_scales=[1.0]",
+    ]  # fmt: skip
+
+    def run(study: Path, kill_after: float | None) -> bool:
+        process = subprocess.Popen(
+            [*arguments, "--study", str(study)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if kill_after is not None:
+            started = False
+            for line in process.stderr:  # the clock starts with the first trial, not with the imports
+                started = started or "search 0" in line or "search" in line
+                if started:
+                    break
+            time.sleep(kill_after)
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        return process.returncode == 0
+
+    assert run(tmp_path / "whole", None)
+    kills = np.random.default_rng(0).uniform(0.05, 1.5, size=4)
+    for kill_after in kills:
+        run(tmp_path / "killed", float(kill_after))
+    assert run(tmp_path / "killed", None)
+
+    def identity(folder: Path):
+        return [(r.number, r.stage, r.request, r.outcome.score) for r in read_records(folder)]
+
+    assert identity(tmp_path / "killed") == identity(tmp_path / "whole")
+    assert (tmp_path / "killed" / "summary.json").is_file()
+    assert os.path.getsize(tmp_path / "killed" / "ledger.journal") > 0
