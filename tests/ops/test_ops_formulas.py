@@ -143,7 +143,7 @@ def test_a_product_never_starts_at_the_saddle_where_both_factors_are_zero(op: st
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-def test_the_prefix_is_one_softmax_of_its_own_for_every_head_of_its_group(heads: int, kv_heads: int) -> None:
+def test_the_prefix_is_a_softmax_of_its_own_with_an_empty_slot_shared_in_groups(heads: int, kv_heads: int) -> None:
     site = site_for("prefix")
     object.__setattr__(site, "attention", Attention("m", "m.k", heads, kv_heads, 3))
     x, y = tensors_for("prefix", site)
@@ -151,13 +151,35 @@ def test_the_prefix_is_one_softmax_of_its_own_for_every_head_of_its_group(heads:
     expected = y.clone()
     for head in range(heads):
         group = head // (heads // kv_heads)
-        scores = torch.einsum("bqd,pd->bqp", x[:, head], params["keys"][group])
-        expected[:, :, head] += scores.softmax(-1) @ params["values"][group]
-    torch.testing.assert_close(apply(OPS["prefix"], params, x, y, PLAIN), expected)
+        weights = torch.einsum("bqd,pd->bqp", x[:, head], params["keys"][group]).exp()
+        expected[:, :, head] += weights @ params["values"][group] / (1 + weights.sum(-1, keepdim=True))
+    torch.testing.assert_close(apply(OPS["prefix"], params, x, y, PLAIN), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_of_one_has_use_for_its_key() -> None:
+    site = site_for("prefix")
+    x, y = tensors_for("prefix", site)
+    params = {name: t.requires_grad_() for name, t in generic("prefix", site, 1).items()}
+    apply(OPS["prefix"], params, x, y, PLAIN).square().sum().backward()
+    assert params["keys"].grad is not None
+    assert params["keys"].grad.abs().min() > 0
+
+
+def test_a_key_that_no_query_likes_is_as_good_as_absent() -> None:
+    """Nested prefixes in a supernet: masking the rest is the small prefix, masking all is none."""
+    site = site_for("prefix")
+    x = tensors_for("prefix", site)[0].abs()
+    y = tensors_for("prefix", site)[1]
+    params = generic("prefix", site, 5)
+    for kept in (0, 2):
+        masked = {"keys": params["keys"].clone(), "values": params["values"]}
+        masked["keys"][:, kept:] = -1e4
+        expected = apply(OPS["prefix"], OPS["prefix"].shrink(params, kept), x, y, PLAIN) if kept else y
+        torch.testing.assert_close(apply(OPS["prefix"], masked, x, y, PLAIN), expected)
 
 
 def test_a_gate_on_the_prefix_is_nothing_but_other_values() -> None:
-    """LLaMA-Adapter's gate g: g softmax(q Pk^T) Pv is the prefix with the values g Pv."""
+    """LLaMA-Adapter's gate g: g times the prefix with values v is the prefix with values g v."""
     site = site_for("prefix")
     x, y = tensors_for("prefix", site)
     params = generic("prefix", site, 5)

@@ -1,17 +1,25 @@
 """Prefix: P trained keys and values for each key/value head, attended to by every query, with values zero at the start.
 
-The attention's output is A(q) = softmax(q K^T) V over the tokens; the prefix adds S(q) = softmax(q Pk^T) Pv. This is
-the zero-initialised attention of LLaMA-Adapter (Zhang et al., 2024; also the prefix of BIPEFT's S2 space) with its gate
-multiplied into the values: g softmax(q Pk^T) Pv' = softmax(q Pk^T) (g Pv'), so the functions are the same and the
-parameters are 2 P kv_heads head_size and no more. Prefix-tuning (Li & Liang, 2021) attends to tokens and prefix in one
-softmax, which is (1 - m(q)) A(q) + m(q) S(q) with m the prefix's share (He et al., 2022, section 3.1): no choice of
-keys and values makes that the identity, so it disturbs the backbone from the first step on. The separate softmax adds
-exactly nothing at the start, and asks nothing of masks, caches, position biases or the kernel of the attention.
+The attention's output over the tokens is A(q) = softmax(q K^T) V. The prefix adds
+
+    S(q) = sum_p exp(q k_p) v_p / (1 + sum_p exp(q k_p)),
+
+a softmax of its own over the prefix and one slot of score and value zero. A softmax of its own is the zero-initialised
+attention of LLaMA-Adapter (Zhang et al., 2024; also the prefix of BIPEFT's S2 space), with its gate multiplied into the
+values, g softmax(q k) v = softmax(q k) (g v): the parameters are 2 P kv_heads head_size and no more. The empty slot
+lets a query attend to none of the prefix; without it a prefix of one would have no use for its key (the softmax of one
+score is 1), and the prefix of none, where a supernet masks all scores, would not be zero.
+
+Prefix-tuning (Li & Liang, 2021) attends to tokens and prefix in one softmax, which is (1 - m(q)) A(q) + m(q) P(q) with
+m the prefix's share of the weight (He et al., 2022, section 3.1): no choice of keys and values makes that the identity,
+so it disturbs the backbone from the first step on. S adds exactly nothing at the start, and asks nothing of masks,
+caches, position biases or the kernel of the attention.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
@@ -46,7 +54,8 @@ def delta(params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor
     grouped = x.to(keys.dtype).reshape(
         *batch, keys.shape[-3], -1, head_size
     )  # [batch, kv_heads, group * queries, size]
-    attended = (grouped @ keys.mT).softmax(-1) @ values
+    scores = F.pad(grouped @ keys.mT, (1, 0))  # the first is the score of nothing
+    attended = scores.softmax(-1)[..., 1:] @ values
     return attended.reshape(*x.shape[:-1], values.shape[-1]).transpose(-3, -2)
 
 

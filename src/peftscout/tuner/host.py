@@ -30,7 +30,8 @@ def features(leaf: nn.Module) -> tuple[int, int]:
 def read_affine(leaf: nn.Module) -> Affine:
     """Return weight and bias in float32 or wider: ``[out, in]`` or, of a norm, ``[out]``.
 
-    A norm's weight is what multiplies the normalised input: w, or 1 + w in the Gemma family.
+    A norm's weight is what multiplies the normalised input: w, or 1 + w in the Gemma family. The tensors may be the
+    leaf's own.
 
     Raises:
         TunerError: when the weight is quantised.

@@ -87,6 +87,8 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the leaf's output with the ops of each active adapter applied to it, in the order of `ops.OPS`."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         y: Tensor = self.base_layer(x, *args, **kwargs)
         sublayer_input = self.sublayer_input.take() if self.sublayer_input is not None else None
         for adapter, hosted in self._at_work():
@@ -113,8 +115,6 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def _at_work(self) -> Iterator[tuple[str, HostedOp]]:
         if self.disable_adapters or self.merged:
-            if self.merged and self.disable_adapters:
-                self.unmerge()
             return
         for adapter in self.active_adapters:
             for hosted in self.hosted.get(adapter, ()):
