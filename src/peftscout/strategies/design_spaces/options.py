@@ -32,7 +32,7 @@ class DesignSpacesOptions:
         finalists: models of the found rule that are trained at the end.
         frozen_share: see `compilation.Compilation`.
         tolerance: share of the budget that a plan may leave unspent without a reason.
-        largest_shortfall: share of the budget that a plan may leave unspent at all.
+        largest_shortfall: share of the budget that a plan may leave unspent at all, unless all plans leave more.
         resamples: of the bootstrap, and at least as many flips of the permutation test.
 
     Raises:

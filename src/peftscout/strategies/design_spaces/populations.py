@@ -9,10 +9,11 @@ from itertools import chain, islice
 
 import numpy as np
 
-from peftscout.errors import BudgetError
+from peftscout.errors import BudgetError, SpaceError
 from peftscout.plan import Budget
 from peftscout.strategies.design_spaces.axes import AxisOption, Design, DesignSpace, MethodSet
 from peftscout.strategies.design_spaces.compilation import Compilation, Compiled, compile_genotype
+from peftscout.strategies.design_spaces.compositions import Pattern, compositions
 from peftscout.strategies.design_spaces.genotype import (
     Genotype,
     InfeasibleDesignError,
@@ -113,8 +114,19 @@ class Sampler:
             yield draw_design(rng, space), draw_latent(rng, self.layout, self.rates)
 
     def require_possible(self, space: DesignSpace, seed: int) -> None:
-        """Raise a BudgetError unless a model of ``space`` can be drawn; the most frequent reason is given."""
-        next(self.models(space, [seed, 0]))
+        """Make sure that models of ``space`` can be drawn.
+
+        Where every one leaves too much of the budget unspent, because it is more than they can hold, that is allowed.
+
+        Raises:
+            BudgetError: when none is possible; the most frequent reason is given.
+        """
+        try:
+            next(self.models(space, [seed, 0]))
+        except BudgetError:
+            self._largest_shortfall = 1.0
+            self._compiled.clear()
+            next(self.models(space, [seed, 0]))
 
     def models(self, space: DesignSpace, stream: Sequence[int]) -> Iterator[Candidate]:
         """Yield feasible models of ``space`` without end.
@@ -138,29 +150,42 @@ class Sampler:
                 yield candidate
 
 
-def possible_methods(space: DesignSpace, layout: Layout) -> tuple[DesignSpace, dict[str, dict[str, str]]]:
-    """Take the method sets out of ``space`` that name a method without any site.
+def possible_options(space: DesignSpace, layout: Layout) -> tuple[DesignSpace, dict[str, dict[str, str]]]:
+    """Take out of ``space`` what the model rules out whatever the budget: groupings without a structure at its depth,
+    and method sets that name a method without any site.
 
     Returns:
         The space that is left, and for each axis the options that went and why.
 
     Raises:
-        BudgetError: when a group has no options left.
+        SpaceError: when an axis has no options left.
     """
     refused: dict[str, dict[str, str]] = {}
     for axis in space.axes:
-        sets = [option for option in space.options(axis) if isinstance(option, MethodSet)]
-        why = {
-            option.label: f"no site for {absent[0]} in this model and space"
-            for option in sets
-            if (absent := [name for name in option.names if name in layout.absent])
-        }
-        if why:
-            refused[axis] = why
-            if len(why) == len(sets):
-                raise BudgetError(f"{axis}: {next(iter(why.values()))}; no option is left")
-            space = space.keep(axis, [option.label for option in sets if option.label not in why])
+        why = {o.label: reason for o in space.options(axis) if (reason := _impossible(o, layout))}
+        left = [option.label for option in space.options(axis) if option.label not in why]
+        if not left:
+            raise SpaceError(f"design space {space.name!r}: {axis}: {next(iter(why.values()))}")
+        refused[axis] = why
+        space = space.keep(axis, left)
     return space, refused
+
+
+def _impossible(option: AxisOption, layout: Layout) -> str:
+    """Return why ``option`` is impossible in the model; ``""`` when it is not."""
+    match option:
+        case Pattern():
+            for depth in layout.segments:
+                try:
+                    compositions(option, depth)
+                except SpaceError as error:
+                    return str(error)
+        case MethodSet():
+            if absent := [name for name in option.names if name in layout.absent]:
+                return f"{absent[0]} has no site in this model and space"
+        case _:
+            pass
+    return ""
 
 
 def paired_population(

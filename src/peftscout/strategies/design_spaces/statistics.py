@@ -101,7 +101,8 @@ class Resamples:
 def mean_bounds(values: Array, resamples: Resamples, level: float) -> tuple[Array, Array]:
     """Return two-sided bounds of the means of ``values`` ``[models, k]`` by the bootstrap-t, each ``[k]``.
 
-    Each side has an error of ``(1 - level) / 2``. With fewer than two models the bounds are infinite.
+    Each side has an error of ``(1 - level) / 2``. With fewer than two models the bounds are infinite; values that do not
+    vary are known exactly.
     """
     n, k = values.shape
     mean = values.mean(axis=0)
@@ -112,7 +113,8 @@ def mean_bounds(values: Array, resamples: Resamples, level: float) -> tuple[Arra
     t = resamples.student(values)
     varies = ~np.isnan(t).all(axis=0)
     low, high = np.zeros(k), np.zeros(k)
-    low[varies], high[varies] = np.nanquantile(t[:, varies], [tail, 1 - tail], axis=0)
+    if varies.any():
+        low[varies], high[varies] = np.nanquantile(t[:, varies], [tail, 1 - tail], axis=0)
     return mean - high * error, mean - low * error
 
 

@@ -14,7 +14,7 @@ from peftscout.strategies.design_spaces.compilation import Compilation
 from peftscout.strategies.design_spaces.genotype import LearningRates
 from peftscout.strategies.design_spaces.layout import layout
 from peftscout.strategies.design_spaces.options import DesignSpacesOptions
-from peftscout.strategies.design_spaces.populations import Sampler, possible_methods
+from peftscout.strategies.design_spaces.populations import Sampler, possible_options
 from peftscout.strategies.design_spaces.refinement import Refinement
 from peftscout.strategies.design_spaces.rule import Rule
 from peftscout.strategies.design_spaces.stages import ReferenceReport, StageReport
@@ -81,7 +81,7 @@ class DesignSpacesSearch:
         self._layout = layout(problem.sites, space.methods_defined, space.numbering, allowed)
         if options.groups is None and min(self._layout.segments) < space.groups:
             space = load_design_space(options.design_space, min(self._layout.segments))
-        space, refused = possible_methods(space, self._layout)
+        space, refused = possible_options(space, self._layout)
         sampler = Sampler(
             self._layout,
             problem.budget,
