@@ -58,9 +58,9 @@ def test_no_library_name_survives_as_a_word(text: str, name: str) -> None:
 
 
 @given(st.text())
-def test_cleaned_text_is_one_line_of_at_most_forty_words(text: str) -> None:
+def test_cleaned_text_is_one_line_of_at_most_thirty_two_words(text: str) -> None:
     cleaned = reader.clean(text)
-    assert len(cleaned.split()) <= 40
+    assert len(cleaned.split()) <= 32
     assert cleaned == " ".join(cleaned.split())
 
 
@@ -174,7 +174,7 @@ def test_no_text_stands_twice_and_no_label_stands_in_its_text(task: Path) -> Non
     for row in rows:
         words = row["text"].lower().replace("-", "").split()
         assert not {"numpy", "scipy", "sklearn", "scikitlearn", "torch", "pytorch", "ndarray", ">>>"} & set(words), row
-        assert 10 <= len(row["text"].split()) <= 40
+        assert 10 <= len(row["text"].split()) <= 32
 
 
 @pytest.mark.slow

@@ -28,17 +28,26 @@ def _register() -> None:
 
 
 class _AfterPeft(MetaPathFinder):
+    """Stays until peft is really imported: transformers and others look for its spec long before."""
+
+    def __init__(self) -> None:
+        self._looking = False
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "peft":
+        if fullname != "peft" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec("peft")
+        self._looking = True
+        try:
+            spec = find_spec("peft")
+        finally:
+            self._looking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_then_register(module: ModuleType) -> None:
+                sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
                 execute(module)
                 _register()
 
