@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -93,11 +93,11 @@ def search(
     from peftscout import api
     from peftscout.report import tables
 
-    fields = {"source": data, "train": train, "validation": validation, "test": test, "text": text}
+    fields: dict[str, Any] = {"source": data, "train": train, "validation": validation, "test": test, "text": text}
     fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
-    options = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy, "seed": seed}
+    options: dict[str, Any] = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy}
     options |= {"trials": trials, "steps": steps, "time": time, "final": {"seeds": final_seeds}, "export": export}
-    options |= {"storage": storage, "trust_remote_code": trust_remote_code or None}
+    options |= {"seed": seed, "storage": storage, "trust_remote_code": trust_remote_code or None}
     parsed = _config(config, options, set_)
     if dry_run:
         Console().print(tables.dry_run(api.dry_run_config(parsed)))
@@ -205,20 +205,21 @@ def _print_json(data: Any) -> None:
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 user error, 2 no feasible trial, 130 interrupted (state is safe)."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
     except NothingFeasibleError as error:
         _fail(str(error), 2)
     except PeftscoutError as error:
         _fail(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; run the same command again to go on", INTERRUPTED)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors
-            _fail(error.format_message(), 1)
-        raise
+        if not hasattr(error, "format_message"):  # of click's usage errors
+            raise
+        _fail(error.format_message(), 1)
+    if code == INTERRUPTED:
+        _fail("interrupted; run the same command again to go on", INTERRUPTED)
+    sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     Console(stderr=True).print(f"peftscout: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
