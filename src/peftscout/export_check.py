@@ -24,8 +24,8 @@ def main(path: str) -> None:
     probe = {name: tensor.to(request["device"]) for name, tensor in load_file(request["probe"]).items()}
     with torch.no_grad():
         outputs = first_output(model(**probe))
-    if request["rung"] != "composite" and "peftscout" in sys.modules:
-        raise RuntimeError(f"a {request['rung']} export must load without peftscout, which was imported")
+    if request["rung"] != "composite":
+        require_absence_of_peftscout()
     save_file({"outputs": outputs.float().cpu().contiguous()}, request["outputs"])
     Path(request["report"]).write_text(json.dumps({"fresh": missing}), encoding="utf-8")
 
@@ -45,6 +45,12 @@ def _load(request: dict[str, Any]) -> tuple[Any, list[str]]:
         heads = tuple(model.peft_config["default"].modules_to_save or ())
         missing = [key for key in missing if not key.startswith(tuple(f"{head}." for head in heads))]
     return model, missing
+
+
+def require_absence_of_peftscout() -> None:
+    """Raise a RuntimeError when anything has imported peftscout."""
+    if "peftscout" in sys.modules:
+        raise RuntimeError("this export must load without peftscout, which was imported")
 
 
 def first_output(outputs: Any) -> torch.Tensor:
