@@ -242,6 +242,23 @@ def test_sampling_within_wakes_size_and_switch_together_from_nothing() -> None:
     assert plans == {_plan((f"{n}.attention", "prefix", 1)) for n in range(12)}
 
 
+def test_a_switch_is_not_turned_on_at_the_price_of_a_smaller_size_than_its_partner_has_by_then() -> None:
+    space = Space(
+        "uneven",
+        (
+            Choice("layers.0.attention", "prefix", (2, 3), "size", "attention"),
+            Choice("layers.0.ffn.up", "lora", (2, 3), "size", "ffn"),
+        ),
+        SITES,
+    )
+    both_small = 2 * 1_536 + 2 * 3_840
+    plans = {space.sample_within(Budget(both_small, "small"), RNG(seed)) for seed in range(300)}
+    assert plans == {
+        _plan(("0.attention", "prefix", 2), ("0.ffn.up", "lora", 2)),
+        _plan(("0.attention", "prefix", 3)),
+    }
+
+
 def test_a_budget_below_every_module_is_refused_with_the_price_of_the_cheapest() -> None:
     with pytest.raises(
         SpaceError,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fake_spaces import all_plans, all_vectors, small_spaces
 from peftscout.errors import SpaceError
 from peftscout.plan import Budget, Plan
-from peftscout.space import Space
+from peftscout.space import Space, moves
 
 seeds = st.integers(0, 2**32 - 1)
 shares = st.floats(0, 1.2)
@@ -69,6 +69,19 @@ def test_a_plan_drawn_within_a_budget_is_in_the_space_and_uses_the_budget_up(
     assert space.contains(plan)
     larger = [other for other in space.neighbours(plan) if cost < other.cost(space.sites)]
     assert all(other.cost(space.sites) not in budget for other in larger)
+
+
+@given(small_spaces(), seeds, st.integers(0, 1))
+def test_growing_and_shrinking_keep_to_a_limit_that_is_only_just_missed(space: Space, seed: int, less: int) -> None:
+    wiring = space._wiring
+    rng = np.random.default_rng(seed)
+    limit = space.sample(rng).cost(space.sites) - less
+    for _ in range(5):
+        grown = moves.grow(wiring, wiring.empty(), limit, rng)
+        shrunk = moves.shrink(wiring, wiring.canonical((space.levels - 1).tolist()), limit, rng)
+        for vector in (grown, shrunk):
+            assert vector == wiring.canonical(vector)
+            assert wiring.cost(vector) == space.decode(vector).cost(space.sites) <= limit
 
 
 @given(small_spaces(), shares, seeds)

@@ -158,12 +158,13 @@ def grow(w: Wiring, vector: Vector, limit: int, rng: np.random.Generator) -> Vec
         pairs = [change for change in wakes(w, vector) if len(change) > 1]
         for n in rng.permutation(len(vector) + len(pairs)).tolist():
             change = _raise(w, vector, n, limit - cost, rng) if n < len(vector) else pairs[n - len(vector)]
+            change = {p: level for p, level in change.items() if level > vector[p]}  # a partner may be awake by now
             difference = w.difference(vector, change)
             if 0 < difference <= limit - cost:
                 cost += difference
                 for p, level in change.items():
-                    vector[p] = max(level, vector[p])
-    return w.canonical(vector)
+                    vector[p] = level
+    return vector
 
 
 def _raise(w: Wiring, vector: Vector, p: int, room: int, rng: np.random.Generator) -> Change:
