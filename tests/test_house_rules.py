@@ -302,8 +302,8 @@ def only_the_front_prints(house: House) -> list[str]:
 
 
 def engine_rooms_do_not_look_up(house: House) -> list[str]:
-    """Data flows one way: what builds, trains and reads data knows no strategy, study, export or command line."""
-    upstairs = [f"peftscout.{room}" for room in ("strategies", "study", "export", "report", "cli", "demo")]
+    """Data flows one way: what builds, trains and reads data knows no strategy, study, report or command line."""
+    upstairs = [f"peftscout.{room}" for room in ("strategies", "engine", "study", "report", "api", "cli", "demo")]
     engine = ("architecture", "ops", "tuner", "tasks", "training", "backbone")
     return knows(house, [m for m in house.values() if m.within(*engine)], *upstairs)
 

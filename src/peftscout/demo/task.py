@@ -44,7 +44,7 @@ class Passage:
     file: str
 
 
-def build_task(folder: Path, *, train_rows: int, validation_rows: int, seed: int = 0) -> Path:
+def build_task(folder: str | Path, *, train_rows: int, validation_rows: int, seed: int = 0) -> Path:
     """Write ``train.jsonl`` and ``validation.jsonl`` (fields ``text``, ``label``) into ``folder`` and return it.
 
     Classes are balanced, no text stands twice, and no source file feeds both splits. The rows depend on the installed
@@ -68,6 +68,7 @@ def build_task(folder: Path, *, train_rows: int, validation_rows: int, seed: int
             )
         train += for_train[: wanted[0]]
         validation += for_validation[: wanted[1]]
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("validation", validation)):
         ordered = sorted(rows, key=lambda passage: _shuffle_key(seed, passage.text))
