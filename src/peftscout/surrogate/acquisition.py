@@ -83,7 +83,7 @@ class Acquisition:
         return cls(tuple(front.seen_by(gp) for gp in ensemble), front, success)
 
     def __call__(self, X: FloatArray, costs: FloatArray) -> FloatArray:
-        """Return log acquisition of the candidates with inputs ``X`` (n, d) and ``costs`` (n,); -inf: nothing to gain."""
+        """Return log acquisition of candidates with inputs ``X`` (n, d) and ``costs`` (n,); -inf: nothing to gain."""
         parts = []
         for member in self.members:
             mean, std = member.gp.posterior(X)

@@ -1,4 +1,4 @@
-"""Posterior of millions of points in single precision: matrix products and in-place elementwise passes, nothing else."""
+"""Posterior of millions of points in single precision: matrix products and in-place elementwise passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class FastPosterior:
-    """The same posterior as ``gp``, in float32 and in steps, so that a scan pays for the variance only where it may count.
+    """The same posterior as ``gp``, in float32 and in steps: a scan pays for the variance only where it may count.
 
     Distances are (x - x')^2 = x^2 - 2 x x' + x'^2 in one matrix product; inputs are centred first to lose few digits.
     """
@@ -52,14 +52,14 @@ class FastPosterior:
         """Return the posterior standard deviations, (len(X),)."""
         whitened = covariances @ self._whitening
         variance = np.float32(self.gp.kernel.variance) - np.einsum("ij,ij->i", whitened, whitened)
-        return np.sqrt(np.maximum(variance, np.float32(self._floor)))
+        return np.asarray(np.sqrt(np.maximum(variance, np.float32(self._floor))))
 
     def std_bound(self, covariances: Float32) -> Float32:
         """Return an upper bound of `std` without the matrix product: what the nearest observation alone explains."""
         nearest = covariances.max(axis=1)
         variance = np.float32(self.gp.kernel.variance)
         explained = nearest * nearest / (variance + np.float32(self.gp.noise))
-        return np.sqrt(np.maximum(variance - explained, np.float32(self._floor)))
+        return np.asarray(np.sqrt(np.maximum(variance - explained, np.float32(self._floor))))
 
     @property
     def _floor(self) -> float:

@@ -48,6 +48,12 @@ class Encoder:
         """Number of points, those that stand for one plan counted each."""
         return math.prod(self.radix.tolist())
 
+    @cached_property
+    def settings(self) -> tuple[Points, Points]:
+        """Every (column, level) there is, as two arrays."""
+        columns = np.repeat(np.arange(len(self.radix)), self.radix)
+        return columns, np.concatenate([np.arange(n) for n in self.radix])
+
     def points_at(self, indices: NDArray[np.int64]) -> Points:
         """Return the points of these mixed-radix ``indices``, last column fastest, ``[n, variables + 1]``."""
         points = np.empty((len(indices), len(self.radix)), dtype=np.int64)
@@ -74,6 +80,11 @@ class Encoder:
         if self.summaries:
             columns += self._summaries(points)
         return np.stack(columns, axis=1)
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The distinct (size variable, switch) of the choices, as columns; -1 where there is no switch."""
+        return tuple(dict.fromkeys((size, switch) for size, switch, _ in self._pairs))
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +119,7 @@ class Encoder:
 
     @cached_property
     def _pairs(self) -> list[tuple[int, int, tuple[str, int] | None]]:
-        """The distinct (size variable, switch or -1, layer) behind the choices; a choice outside the layers has None."""
+        """The distinct (size variable, switch or -1, layer) behind the choices; outside the layers: None."""
         at = {(v.kind, v.name): n for n, v in enumerate(self.space.variables)}
 
         def pair(choice: Choice) -> tuple[int, int, tuple[str, int] | None]:
@@ -143,7 +154,7 @@ class Encoder:
 
     @cached_property
     def _is_lr(self) -> NDArray[np.bool_]:
-        return np.arange(len(self.radix)) == len(self.radix) - 1
+        return np.asarray(np.arange(len(self.radix)) == len(self.radix) - 1)
 
     @cached_property
     def _in_layer(self) -> NDArray[np.float32]:

@@ -108,7 +108,7 @@ def log_posterior(theta: FloatArray, X: FloatArray, y: FloatArray, priors: Prior
 def _starts(d: int) -> list[FloatArray]:
     """Return three corners of opinion: long axes and little noise, short axes and little noise, long and noisy."""
     corners = ((math.sqrt(d), 0.02), (0.25 * math.sqrt(d), 0.02), (math.sqrt(d), 0.3))
-    return [np.concatenate([np.full(d, math.log(l)), [0.0, math.log(noise), 0.0]]) for l, noise in corners]
+    return [np.concatenate([np.full(d, math.log(length)), [0.0, math.log(noise), 0.0]]) for length, noise in corners]
 
 
 def fit_map(

@@ -16,6 +16,9 @@ from peftscout.surrogate.gp import FloatArray
 CostAxis = Callable[[NDArray[np.int64]], FloatArray]
 """From parameters to the axis on which hypervolume is measured."""
 
+_KEPT = 256
+"""Candidates that a maximisation returns: enough to skip those that were used and to serve a batch."""
+
 _ROUNDING = 1e-3
 """Slack for single precision, in logarithms of the acquisition."""
 
@@ -83,7 +86,7 @@ class Candidates:
         return values
 
 
-def scan(acquisition: Acquisition, candidates: Candidates, head_start: Ranking, keep: int = 256) -> Ranking:
+def scan(acquisition: Acquisition, candidates: Candidates, head_start: Ranking, keep: int = _KEPT) -> Ranking:
     """Return the ``keep`` best of all candidates: an exact maximisation.
 
     Chunk by chunk in single precision, with the worst kept value as the threshold below which nothing is computed in
@@ -116,44 +119,70 @@ def local_search(
 ) -> Ranking:
     """Return local maxima of the acquisition under exchanges of one variable, from the best ``starts`` of ``seeds``.
 
-    Each climber looks at every value of every variable (a true one-exchange neighbourhood; a size that is idle because
-    its switch is off is reached by the seeds), moves to the best, and stops where none is better.
+    Each climber looks at every value of every variable (a true one-exchange neighbourhood), moves to the best, and
+    stops where none is better.
 
     Args:
         seeds: (n, variables + 1) feasible points: random ones, and the front with its neighbours.
     """
-    seeds = np.unique(seeds, axis=0)
+    seeds = seeds[distinct(seeds)[0]]
     values = candidates.evaluate(acquisition, seeds)
     top = np.argsort(-values, kind="stable")[:starts]
-    climbers, heights = seeds[top], values[top]
+    climbers = list(zip(seeds[top], values[top], strict=True))
     seen_points, seen_values = [seeds], [values]
-    moving = np.arange(len(climbers))
     for _ in range(steps):
-        if not len(moving):
+        if not climbers:
             break
-        around = np.stack([exchanges(candidates.encoder, climbers[i]) for i in moving])
-        flat = around.reshape(-1, around.shape[-1])
-        unique, where = np.unique(flat, axis=0, return_inverse=True)
-        unique_values = candidates.evaluate(acquisition, unique)
-        seen_points.append(unique)
-        seen_values.append(unique_values)
-        reached = unique_values[where.reshape(-1)].reshape(around.shape[:2])
-        best = reached.argmax(axis=1)
-        climbed = reached[np.arange(len(moving)), best] > heights[moving] + 1e-12
-        climbers[moving[climbed]] = around[climbed, best[climbed]]
-        heights[moving[climbed]] = reached[climbed, best[climbed]]
-        moving = moving[climbed]
-    points, first = np.unique(np.concatenate(seen_points), axis=0, return_index=True)
-    return _ranked(points, np.concatenate(seen_values)[first], keep=256)
+        around = [exchanges(candidates.encoder, point) for point, _ in climbers]
+        points = np.concatenate(around)
+        first, where = distinct(points)
+        unique_values = candidates.evaluate(acquisition, points[first])
+        highest = np.argsort(-unique_values, kind="stable")[:_KEPT]
+        seen_points.append(points[first[highest]])
+        seen_values.append(unique_values[highest])
+        reached = np.split(unique_values[where], np.cumsum([len(a) for a in around])[:-1])
+        best = [(a[r.argmax()], r.max()) for a, r in zip(around, reached, strict=True)]
+        climbed = [new for new, (_, old) in zip(best, climbers, strict=True) if new[1] > old + 1e-12]
+        climbers = list({point.tobytes(): (point, value) for point, value in climbed}.values())
+    points = np.concatenate(seen_points)
+    first, _ = distinct(points)
+    return _ranked(points[first], np.concatenate(seen_values)[first], _KEPT)
+
+
+def distinct(points: Points) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows at which each distinct point first occurs, and for every row which of those it equals.
+
+    By a 64-bit fingerprint of the rows: sorting whole rows takes fifty times as long.
+    """
+    factors = np.random.default_rng(64).integers(1, 2**62, size=points.shape[1], dtype=np.int64) * 2 + 1
+    _, first, where = np.unique(points @ factors, return_index=True, return_inverse=True)
+    return first, where.reshape(-1)
 
 
 def exchanges(encoder: Encoder, point: Points) -> Points:
-    """Return the canonical forms of every point that differs from ``point`` in one variable, (sum of levels - 1, ...)."""
-    columns = np.repeat(np.arange(len(encoder.radix)), encoder.radix - 1)
-    others = np.concatenate([np.delete(np.arange(n), level) for n, level in zip(encoder.radix, point, strict=True)])
-    around = np.repeat(point[None], len(columns), axis=0)
-    around[np.arange(len(columns)), columns] = others
-    return encoder.canonical(around)
+    """Return every canonical point that differs from ``point`` in one variable, (at least the sum of levels - 1, ...).
+
+    A size variable and a switch that would each be idle without the other wake together, at every size: else neither
+    could ever be reached.
+    """
+    columns, levels = encoder.settings
+    other = np.flatnonzero(levels != point[columns])
+    around = np.repeat(point[None], len(other), axis=0)
+    around[np.arange(len(other)), columns[other]] = levels[other]
+    return encoder.canonical(np.concatenate([around, *_wakes(encoder, point)]))
+
+
+def _wakes(encoder: Encoder, point: Points) -> list[Points]:
+    """Return, for each (size variable, switch) of which neither can be woken alone, the points with both awake."""
+    awake_sizes = {size for size, switch in encoder.pairs if switch < 0 or point[switch] > 0}
+    awake_switches = {switch for size, switch in encoder.pairs if point[size] > 0}
+    wakes = []
+    for size, switch in encoder.pairs:
+        if switch >= 0 and size not in awake_sizes and switch not in awake_switches:
+            woken = np.repeat(point[None], encoder.radix[size] - 1, axis=0)
+            woken[:, size], woken[:, switch] = np.arange(1, encoder.radix[size]), 1
+            wakes.append(woken)
+    return wakes
 
 
 def _ranked(points: Points, values: FloatArray, keep: int | None = None) -> Ranking:
