@@ -194,8 +194,8 @@ def neighbours(w: Wiring, vector: Vector) -> Iterator[Vector]:
 def wakes(w: Wiring, vector: Vector) -> Iterator[Change]:
     """Yield the smallest changes that make idle variables count.
 
-    A size variable at 0 that has a term without a switch wakes alone. Where raising the size variable alone and turning
-    on the switch alone would both change nothing, the two wake together.
+    A variable at 0 wakes alone where raising it adds to the plan: its switch is on, or its size is there. Where neither
+    the size variable nor the switch of a term would add anything alone, the two wake together.
     """
     alone = [level == 0 and w.difference(vector, {p: 1}) > 0 for p, level in enumerate(vector)]
     yield from ({p: 1} for p, wakes_alone in enumerate(alone) if wakes_alone)
