@@ -1,6 +1,6 @@
 """The contract of strategies, held by the refinement of design spaces."""
 
-from contract import StrategyContract, drive, problem
+from contract import StrategyContract, problem
 
 from peftscout.strategies.design_spaces import design_spaces
 

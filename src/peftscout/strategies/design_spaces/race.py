@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
@@ -13,7 +12,7 @@ from peftscout.strategies.design_spaces.bench import Bench, Procedure
 from peftscout.strategies.design_spaces.decision import Comparison, compare, decide, let_go
 from peftscout.strategies.design_spaces.options import DesignSpacesOptions
 from peftscout.strategies.design_spaces.populations import Population
-from peftscout.strategies.design_spaces.stages import Row, Rung, Verdict, complete, empty_row, rows_of
+from peftscout.strategies.design_spaces.stages import Row, Rung, StageReport, Verdict, complete, empty_row, rows_of
 from peftscout.strategies.design_spaces.statistics import Array
 
 _FAILED = "more than half of its models ended without a score"
@@ -22,34 +21,21 @@ _LEAST_COMPARED = 2
 """Base models without which nothing can be said about a spread."""
 
 
-@dataclass(frozen=True)
-class Race:
-    """The outcome of a comparison; the attributes are those of `StageReport`."""
-
-    verdict: Verdict
-    kept: tuple[str, ...]
-    why: str
-    rows: tuple[Row, ...]
-    models: int
-    spread: float | None
-    detectable: float | None
-    edf: Mapping[str, list[tuple[float, float]]]
-    rungs: tuple[Rung, ...]
-
-
 def race(
     bench: Bench,
-    title: str,
+    name: str,
+    axis: str,
     population: Population,
     rungs: Sequence[float],
     options: DesignSpacesOptions,
     stream: Sequence[int],
-) -> Procedure[Race]:
+) -> Procedure[StageReport]:
     """Compare the options of ``population``: at each rung some are let go, on the last one it is decided.
 
     Args:
         bench: has the models trained.
-        title: begins the labels of the requests.
+        name: of the stage.
+        axis: whose options they are.
         population: the same base models under every option.
         rungs: shares of the full number of steps, ascending, the last one 1.
         options: thresholds.
@@ -59,7 +45,9 @@ def race(
     available = len(population.models[going[0]])
     for share, count in schedule(available, rungs, options):
         raw = yield from bench.measure(
-            [population.models[option][:count] for option in going], share, [f"{title}: {option}" for option in going]
+            [population.models[option][:count] for option in going],
+            share,
+            [f"{name} {axis}: {option}" for option in going],
         )
         whole, models = complete(raw)
         failed = {option: raw[n] for n, option in enumerate(going) if n not in whole}
@@ -67,7 +55,7 @@ def race(
         table, left = raw[whole][:, models], [going[n] for n in whole]
         if len(left) < 2 or len(models) < _LEAST_COMPARED:
             reports.append(Rung(bench.steps(share), count, tuple(going), tuple(failed)))
-            return _without_comparison(left or going, len(models), gone, reports)
+            return _without_comparison(name, axis, left or going, len(models), gone, reports)
         comparison = _compare(table, options, [*stream, 1, len(reports)])
         if share < 1:
             staying = let_go(comparison, options.keep_share, options.alpha)
@@ -79,7 +67,7 @@ def race(
             going = [option for option in left if option not in dropped]
         else:
             reports.append(Rung(bench.steps(share), count, tuple(going), tuple(failed)))
-            return _decided(table, left, comparison, options, gone, reports, stream)
+            return _decided(name, axis, left, table, comparison, options, gone, reports, stream)
     raise AssertionError("the last rung is full training")
 
 
@@ -98,14 +86,16 @@ def _compare(table: Array, options: DesignSpacesOptions, stream: Sequence[int]) 
 
 
 def _decided(
-    table: Array,
+    name: str,
+    axis: str,
     labels: Sequence[str],
+    table: Array,
     comparison: Comparison,
     options: DesignSpacesOptions,
     gone: Sequence[Row],
     rungs: Sequence[Rung],
     stream: Sequence[int],
-) -> Race:
+) -> StageReport:
     """Apply the decision rule to the scores ``[options, models, tasks]`` of the last rung."""
     decision = decide(comparison, options.delta, options.alpha)
     bootstrap = st.Resamples.draw(table.shape[1], options.resamples, np.random.default_rng([*stream, 0]))
@@ -118,7 +108,9 @@ def _decided(
             f"{len(decision.kept)} of {len(labels)} options stay: {comparison.models} models show differences of "
             f"{detectable:.2f} SD four times out of five, delta is {options.delta:g} SD"
         )
-    return Race(
+    return StageReport(
+        name=name,
+        axis=axis,
         verdict=decision.verdict,
         kept=tuple(labels[i] for i in decision.kept),
         why=why,
@@ -131,7 +123,9 @@ def _decided(
     )
 
 
-def _without_comparison(labels: Sequence[str], models: int, gone: Sequence[Row], rungs: Sequence[Rung]) -> Race:
+def _without_comparison(
+    name: str, axis: str, labels: Sequence[str], models: int, gone: Sequence[Row], rungs: Sequence[Rung]
+) -> StageReport:
     """Say what follows when too little was left to compare."""
     if len(labels) == 1:
         verdict: Verdict = "fixed"
@@ -140,7 +134,7 @@ def _without_comparison(labels: Sequence[str], models: int, gone: Sequence[Row],
         verdict, why = "undecided", f"{models} base models have a score under every option; nothing can be compared"
     failed = {row.option for row in gone}
     rows = [empty_row(label, "kept" if verdict == "fixed" else "open", why) for label in labels if label not in failed]
-    return Race(verdict, tuple(labels), why, (*rows, *gone), models, None, None, {}, tuple(rungs))
+    return StageReport(name, axis, verdict, tuple(labels), why, (*rows, *gone), models, rungs=tuple(rungs))
 
 
 def _dropped_row(position: int, table: Array, labels: Sequence[str], comparison: Comparison, steps: int) -> Row:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -71,9 +72,9 @@ class Refinement:
     def run(self) -> Procedure[None]:
         """Refine the space: S0, the stages in order, the found rule."""
         rungs = yield from self._reference()
-        schedule = [(number, axis) for number in range(1, self._options.passes + 1) for axis in self._space.order]
-        for position, (number, axis) in enumerate(schedule):
-            ahead = [axis for _, axis in schedule[position:]]
+        stages = [(number, axis) for number in range(1, self._options.passes + 1) for axis in self._space.order]
+        for position, (number, axis) in enumerate(stages):
+            ahead = [axis for _, axis in stages[position:]]
             stage = yield from self._stage(f"S{position + 1}", axis, number, rungs, ahead)
             self.kept = self._with(axis, stage.kept)
             self.stages.append(stage)
@@ -140,24 +141,11 @@ class Refinement:
             return without_comparison("not run", kept, "no option is possible in the designs that are left")
         if len(population.options) == 1:
             return without_comparison("fixed", population.options, "the only option that is possible")
-        result = yield from race(self._bench, f"{name} {axis}", population, rungs, self._options, stream)
-        labels = result.kept
-        if number > 1 and result.verdict == "undecided":  # what was decided before stands unless it is refuted now
+        stage = yield from race(self._bench, name, axis, population, rungs, self._options, stream)
+        labels = stage.kept
+        if number > 1 and stage.verdict == "undecided":  # what was decided before stands unless it is refuted now
             labels = tuple(label for label in kept if label in labels) or labels
-        return StageReport(
-            name,
-            axis,
-            result.verdict,
-            labels,
-            result.why,
-            (*result.rows, *rows),
-            result.models,
-            result.spread,
-            result.detectable,
-            result.edf,
-            result.rungs,
-            number,
-        )
+        return replace(stage, kept=labels, rows=(*stage.rows, *rows), passes=number)
 
     def _matters(self, axis: str) -> bool:
         """Return whether the options of ``axis`` make a difference in the designs that are left."""

@@ -101,8 +101,8 @@ class Resamples:
 def mean_bounds(values: Array, resamples: Resamples, level: float) -> tuple[Array, Array]:
     """Return two-sided bounds of the means of ``values`` ``[models, k]`` by the bootstrap-t, each ``[k]``.
 
-    Each side has an error of ``(1 - level) / 2``. With fewer than two models the bounds are infinite; values that do not
-    vary are known exactly.
+    Each side has an error of ``(1 - level) / 2``. With fewer than two models the bounds are infinite; values that do
+    not vary are known exactly.
     """
     n, k = values.shape
     mean = values.mean(axis=0)

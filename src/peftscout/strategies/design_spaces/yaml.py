@@ -98,8 +98,8 @@ class _Loader(yaml.SafeLoader):
 
     def mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if not isinstance(key, str) or keys.count(key) > 1:
+        for n, (key, (key_node, _)) in enumerate(zip(keys, node.value, strict=True)):
+            if not isinstance(key, str) or key in keys[:n]:
                 problem = f"the key {key!r} is " + ("there twice" if isinstance(key, str) else "not text")
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         return cast("dict[Any, Any]", self.construct_mapping(node, deep=True))
