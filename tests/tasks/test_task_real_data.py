@@ -130,3 +130,18 @@ def test_real_rows_encode_with_the_packaged_tokenizer(
     assert encoded.lengths.max() <= 128
     first = encoded[0]["input_ids"]
     assert (len(first) == shape) if shape else isinstance(first[0], int)
+
+
+def test_part_of_a_real_task_keeps_its_search_split(shared_data: Path) -> None:
+    full = loaded(shared_data / "sst2")
+    part = load_task(shared_data / "sst2", max_train_rows=4000)
+    assert len(part.train) == 4000
+    assert (part.search.digest, part.report.digest) == (full.search.digest, full.report.digest)
+    assert part.train.references.mean() == pytest.approx(full.train.references.mean(), abs=1e-3)
+
+
+def test_another_seed_carves_another_search_split_of_the_same_report(shared_data: Path) -> None:
+    one, other = loaded(shared_data / "cb"), load_task(shared_data / "cb", seed=1)
+    assert one.search.digest != other.search.digest
+    assert one.report.digest == other.report.digest
+    assert np.array_equal(np.bincount(one.search.references), np.bincount(other.search.references))
