@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ def test_the_front_holds_exactly_the_points_that_no_other_beats(points):
 @given(POINTS)
 def test_the_front_rises_in_cost_and_score(points):
     front = [points[i] for i in front_of([c for c, _ in points], [s for _, s in points])]
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(front, front[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(front))
 
 
 def test_of_equal_points_the_first_stays():

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from peftscout import tuner
 from peftscout.backbone import Backbone
@@ -22,6 +21,7 @@ from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
 from peftscout.tasks import Encoded, Task
 from peftscout.training.batches import BatchMaker, training_order
+from peftscout.training.device import Device
 from peftscout.training.loop import DivergedError, Predictor, Progress, Run, parameter_groups, predict, train
 from peftscout.training.memory import PeakMemory
 from peftscout.training.settings import TrainingSettings
@@ -60,8 +60,8 @@ class Evaluator:
         self.data = data
         self.settings = settings
         self.op_settings = op_settings or tuner.OpSettings()
-        self.accelerator = Accelerator(mixed_precision=_mixed_precision(settings.precision))
-        backbone.model.to(self.accelerator.device)
+        self.device = Device(settings.precision)
+        backbone.model.to(self.device.torch_device)
         regression = data.task.kind == "regression"
         self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
@@ -82,7 +82,7 @@ class Evaluator:
             return Outcome(state, cost, seconds=time.perf_counter() - started, message=message)
 
         try:
-            with PeakMemory(self.accelerator.device) as memory, self.adapted(request.plan, request.seed) as model:
+            with PeakMemory(self.device.torch_device) as memory, self.adapted(request.plan, request.seed) as model:
                 run = self._train(model, request, progress)
                 if after is not None:
                     after(model)
@@ -121,7 +121,7 @@ class Evaluator:
         finally:
             tuner.reset(model)
             del model
-            self.accelerator.free_memory()
+            self.device.accelerator.free_memory()
             gc.collect()
             if tuner.fingerprint(self.backbone.model) != self._fingerprint:
                 raise TunerError(
@@ -130,7 +130,7 @@ class Evaluator:
 
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
         """Return predictions in row order of an adapted model on ``rows``."""
-        predictions, _ = predict(model, rows, self.make_batch, self.predictor, self.settings, self.accelerator)
+        predictions, _ = predict(model, rows, self.make_batch, self.predictor, self.settings, self.device)
         return predictions
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:
@@ -143,7 +143,7 @@ class Evaluator:
             self.make_batch,
             self.predictor,
             self.settings,
-            self.accelerator,
+            self.device,
             steps=request.fidelity.steps,
             seed=request.seed,
             snapshot=lambda: tuner.trainable_state(model),
@@ -162,8 +162,7 @@ class Evaluator:
     def _check_batch(self) -> dict[str, torch.Tensor]:
         rows = next(training_order(self.data.train.lengths, CHECK_ROWS, seed=0))
         train = self.data.train
-        batch = self.make_batch([train.features[i] for i in rows], train.references[rows])
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        return self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -175,9 +174,3 @@ def save_adapter(model: Any, folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder}: is there already")
     unfinished.replace(folder)
-
-
-def _mixed_precision(precision: str) -> str:
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    return {"bf16": "bf16", "fp32": "no"}[precision]

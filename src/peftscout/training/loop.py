@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from peftscout.tasks import Encoded, compute_metrics
 from peftscout.training.batches import BatchMaker, evaluation_order, training_order
+from peftscout.training.device import Device
 from peftscout.training.settings import TrainingSettings
 
 Progress = Callable[[int, int], None]
@@ -100,7 +100,7 @@ def train(
     make_batch: BatchMaker,
     predictor: Predictor,
     settings: TrainingSettings,
-    accelerator: Accelerator,
+    device: Device,
     *,
     steps: int,
     seed: int,
@@ -123,20 +123,20 @@ def train(
     run, losses = Run(), []
     set_training(model, settings.backbone_dropout)
     for step, rows in enumerate(islice(batches, steps), start=1):
-        batch = _to_device(make_batch([train_rows.features[i] for i in rows], train_rows.references[rows]), accelerator)
-        with accelerator.autocast():
+        batch = device.put(make_batch([train_rows.features[i] for i in rows], train_rows.references[rows]))
+        with device.autocast():
             loss = model(**batch).loss
         if not torch.isfinite(loss):
             raise DivergedError(f"the training loss is {loss.item()} at step {step}")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(trained, settings.clip)
+        device.accelerator.backward(loss)
+        device.accelerator.clip_grad_norm_(trained, settings.clip)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         run.steps, run.passes = step, run.passes + 1
         if step in evaluate_at:
-            metrics = evaluate(model, search_rows, make_batch, predictor, settings, accelerator)
+            metrics = evaluate(model, search_rows, make_batch, predictor, settings, device)
             run.passes += len(search_rows) / settings.batch_size / 3
             score = next(iter(metrics.values()))
             run.curve.append((step, torch.stack(losses).mean().item(), score))
@@ -156,15 +156,15 @@ def predict(
     make_batch: BatchMaker,
     predictor: Predictor,
     settings: TrainingSettings,
-    accelerator: Accelerator,
+    device: Device,
 ) -> tuple[np.ndarray, float]:
     """Return predictions in row order and the mean loss."""
     model.eval()
     out: np.ndarray | None = None
     total = 0.0
     for indices in evaluation_order(rows.lengths, settings.eval_batch_size):
-        batch = _to_device(make_batch([rows.features[i] for i in indices], rows.references[indices]), accelerator)
-        with accelerator.autocast():
+        batch = device.put(make_batch([rows.features[i] for i in indices], rows.references[indices]))
+        with device.autocast():
             result = model(**batch)
         predictions = predictor.predictions(result.logits)
         if out is None:
@@ -181,12 +181,8 @@ def evaluate(
     make_batch: BatchMaker,
     predictor: Predictor,
     settings: TrainingSettings,
-    accelerator: Accelerator,
+    device: Device,
 ) -> dict[str, float]:
     """Return the metrics of the task on ``rows``, the main one first, and ``loss`` last."""
-    predictions, loss = predict(model, rows, make_batch, predictor, settings, accelerator)
+    predictions, loss = predict(model, rows, make_batch, predictor, settings, device)
     return {**compute_metrics(predictor.metrics, predictions, rows.references), "loss": loss}
-
-
-def _to_device(batch: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    return {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from peftscout.training.device import Precision
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -18,5 +20,5 @@ class TrainingSettings:
     warmup: float = 0.06
     clip: float = 1.0
     evaluations: int = 2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     backbone_dropout: Literal["paper", "off"] = "paper"

@@ -1,0 +1,196 @@
+"""The evaluator on tiny models: everything that can happen comes back as an outcome, and the backbone stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peftscout import tuner
+from peftscout.backbone import load_backbone
+from peftscout.outcome import Evaluate, Fidelity, State
+from peftscout.plan import Plan
+from peftscout.tasks import encode, load_task
+from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
+from peftscout.training.settings import TrainingSettings
+from tiny_task import save_tiny_model, write_task
+
+RATES = dict.fromkeys(
+    ("lora", "bias", "scale", "norm", "serial", "parallel", "lowrank_adapter", "prefix", "head"), 1e-2
+)
+LORA = Plan.of({("layers.0.attention.q", "lora"): 2, ("layers.1.ffn.down", "lora"): 3})
+MIXED = Plan.of(
+    {
+        ("layers.0.attention.q", "lora"): 2,
+        ("layers.0.attention", "prefix"): 2,
+        ("layers.0.ffn", "serial"): 2,
+        ("layers.1.ffn", "parallel"): 2,
+        ("layers.1.ffn", "lowrank_adapter"): 1,
+        ("layers.1.attention_norm", "norm"): 1,
+        ("layers.1.attention.v", "bias"): 1,
+        ("layers.1.attention.o", "scale"): 1,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    model = save_tiny_model(tmp_path_factory.mktemp("model"))
+    task = load_task(write_task(tmp_path_factory.mktemp("data"), train=200, validation=40))
+
+    def make(**changes) -> Evaluator:
+        backbone = load_backbone(str(model), task)
+        train, search = (encode(split, backbone.tokenizer, max_length=32) for split in (task.train, task.search))
+        settings = replace(TrainingSettings(RATES, batch_size=16), **changes)
+        return Evaluator(backbone, EncodedTask(task, train, search), settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def evaluator(make) -> Evaluator:
+    return make()
+
+
+def test_training_learns_the_task(evaluator):
+    outcome = evaluator(Evaluate(MIXED, Fidelity(60), 0))
+    assert outcome.state is State.DONE
+    assert outcome.score > 0.8
+    assert outcome.metrics["accuracy"] == outcome.score
+    assert outcome.steps == 60
+    assert [step for step, _, _ in outcome.curve] == [30, 60]
+    assert outcome.curve[1][1] < outcome.curve[0][1]
+    assert outcome.peak_memory > 0
+    assert outcome.cost == MIXED.cost(evaluator.backbone.model_map.sites)
+
+
+def test_the_same_request_gives_the_same_score_whatever_ran_before(evaluator, make):
+    request = Evaluate(LORA, Fidelity(8), 3)
+    first = evaluator(request)
+    evaluator(Evaluate(MIXED, Fidelity(3), 1))
+    torch.rand(7)
+    assert evaluator(request).curve == first.curve == make()(request).curve
+
+
+def test_another_seed_gives_another_run(evaluator):
+    curves = [evaluator(Evaluate(LORA, Fidelity(6), seed)).curve for seed in (0, 1)]
+    assert curves[0] != curves[1]
+
+
+def test_the_backbone_comes_out_bit_identical(evaluator):
+    before = copy.deepcopy(evaluator.backbone.model.state_dict())
+    for plan in (LORA, MIXED):
+        evaluator(Evaluate(plan, Fidelity(3), 0))
+    after = evaluator.backbone.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(p.requires_grad for p in evaluator.backbone.model.parameters())
+    assert not hasattr(evaluator.backbone.model, "peft_config")
+
+
+@pytest.mark.parametrize(("error", "state"), [
+    (torch.OutOfMemoryError("CUDA out of memory"), State.OUT_OF_MEMORY),
+    (MemoryError(), State.OUT_OF_MEMORY),
+    (RuntimeError("shapes"), State.FAILED),
+    (OSError("disk full"), State.FAILED),
+])  # fmt: skip
+def test_whatever_goes_wrong_is_an_outcome_and_the_next_trial_works(evaluator, error, state):
+    def explode(model):
+        raise error
+
+    outcome = evaluator(Evaluate(LORA, Fidelity(2), 0), after=explode)
+    assert outcome.state is state
+    assert outcome.score is None
+    assert outcome.message
+    assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
+
+
+def test_a_loss_that_is_not_finite_is_diverged(evaluator):
+    outcome = evaluator(Evaluate(LORA, Fidelity(20), 0, lr_scale=1e30))
+    assert outcome.state is State.DIVERGED
+    assert "NaN" in outcome.message or "nan" in outcome.message or "inf" in outcome.message
+    assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
+
+
+def test_ctrl_c_is_not_swallowed_and_the_backbone_is_whole(evaluator):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(Evaluate(LORA, Fidelity(2), 0), progress=interrupt)
+    assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
+
+
+def test_a_place_that_no_gradient_reaches_is_infeasible_and_named(evaluator, monkeypatch):
+    from peftscout.tuner import prefix_attention
+
+    monkeypatch.setattr(prefix_attention.PeftscoutLayer, "attend_to_prefix", lambda self, queries, output: output)
+    outcome = evaluator(Evaluate(MIXED, Fidelity(2), 0))
+    assert outcome.state is State.INFEASIBLE
+    assert "layers.0.attention: prefix" in outcome.message
+
+
+def test_the_saved_adapter_gives_the_predictions_that_were_scored(evaluator, tmp_path):
+    kept = {}
+
+    def after(model):
+        kept["predictions"] = evaluator.predict(model, evaluator.data.search)
+        save_adapter(model, tmp_path / "adapter")
+
+    evaluator(Evaluate(MIXED, Fidelity(10), 0), after=after)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(evaluator.backbone.model), tmp_path / "adapter")
+    assert (evaluator.predict(loaded, evaluator.data.search) == kept["predictions"]).all()
+    assert {p.suffix for p in (tmp_path / "adapter").iterdir()} <= {".json", ".safetensors", ".md"}
+
+
+def test_an_adapter_folder_appears_whole_or_not_at_all(evaluator, tmp_path, monkeypatch):
+    def after(model):
+        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        save_adapter(model, tmp_path / "adapter")
+
+    assert evaluator(Evaluate(LORA, Fidelity(1), 0), after=after).state is State.FAILED
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_fraction_of_the_rows_is_the_same_fraction_every_time(evaluator):
+    rows = evaluator._rows(0.25)
+    assert len(rows) == round(0.25 * len(evaluator.data.train))
+    assert [r["input_ids"] for r in rows.features] == [r["input_ids"] for r in evaluator._rows(0.25).features]
+
+
+def test_the_state_that_scored_best_is_kept_and_not_the_last(make):
+    evaluator = make(evaluations=4)
+    scores = []
+
+    def after(model):
+        predictions = evaluator.predict(model, evaluator.data.search)
+        scores.append(float((predictions == evaluator.data.search.references).mean()))
+
+    outcome = evaluator(Evaluate(LORA, Fidelity(12), 1, lr_scale=30.0), after=after)
+    assert outcome.score == max(score for _, _, score in outcome.curve) == pytest.approx(scores[0])
+
+
+def test_bf16_and_fp32_can_follow_one_another_in_one_process(make):
+    scores = [make(precision=p)(Evaluate(LORA, Fidelity(5), 0)) for p in ("fp32", "bf16", "fp32")]
+    assert all(outcome.done for outcome in scores)
+    assert scores[0].curve == scores[2].curve != scores[1].curve
+
+
+def test_backbone_dropout_can_be_silenced(make):
+    evaluator = make(backbone_dropout="off")
+    with evaluator.adapted(LORA, 0) as model:
+        from peftscout.training.loop import set_training
+
+        set_training(model, "off")
+        assert not model.get_base_model().bert.encoder.training
+        assert model.get_base_model().classifier.training
+        set_training(model, "paper")
+        assert model.get_base_model().bert.encoder.training
+
+
+def test_the_fingerprint_is_that_of_the_loaded_model(evaluator):
+    assert tuner.fingerprint(evaluator.backbone.model) == evaluator._fingerprint
