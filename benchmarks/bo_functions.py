@@ -23,7 +23,7 @@ from peftscout.surrogate.maximise import Candidates
 from peftscout.surrogate.staircase import Reference, front, hypervolume
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from fake_sites import fake_sites  # noqa: E402
+from fake_sites import fake_sites
 
 LAYERS = 12
 FLOOR = 0.5

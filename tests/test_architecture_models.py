@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -339,6 +340,28 @@ def test_key_module_is_below_the_attention_module_and_as_wide_as_the_heads(name:
         keys, queries = attention.kv_heads * attention.head_size, attention.heads * attention.head_size
         expected = {"k": keys, "kv": 2 * keys, "qkv": queries + 2 * keys}[roles[attention.key_module]]
         assert widths[attention.key_module] == expected, site.id
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        # NemotronLayerNorm1P multiplies by 1 + weight and has a bias
+        ("nemotron", {"head_dim": 128, "num_hidden_layers": 2}, Block(QKVO, "up down")),
+        ("ministral", {"head_dim": 128, "num_hidden_layers": 2}, LLAMA),
+        ("bitnet", {"num_hidden_layers": 2}, replace(LLAMA, inner_norms="attn_sub", norms="attention ffn ffn.ffn_sub")),
+        ("stablelm", {"num_hidden_layers": 2, "use_parallel_residual": True}, replace(LLAMA, norms="attention")),
+        ("falcon", {"num_hidden_layers": 2, "new_decoder_architecture": True, "num_kv_heads": 71}, inline(GPT2)),
+        (
+            "deepseek_v3",
+            {"num_hidden_layers": 1, "q_lora_rank": None},
+            replace(MLA, attention="q kv_a kv_b o", inner_norms="kv_a"),
+        ),
+    ],
+)
+def test_variants_that_the_default_config_does_not_show(name: str, changes: dict[str, Any], expected: Block) -> None:
+    with torch.device("meta"):
+        model_map = ModelMap.from_model(AutoModel.from_config(CONFIG_MAPPING[name](**changes)))
+    assert set(names_by_layer(model_map, "layers")[0]) == expected.sites
 
 
 def test_gemma4_alternates_head_sizes_and_leaves_its_per_layer_inputs_alone() -> None:

@@ -1,7 +1,7 @@
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -152,7 +152,7 @@ for rank in range(1, 1000):
         print(rank, flush=True)
 """
     place = tmp_path / "ledger.journal"
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     last = 0
     for lines in (3, 5, 7):
         with subprocess.Popen(

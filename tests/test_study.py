@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,16 @@ from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
 from peftscout.study import Header, Study, read_header, read_records, read_summary, write_json
 
+HOLD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_study import header
+from peftscout.study import Study
+with Study(Path(sys.argv[1]), header()):
+    print("in", flush=True)
+    time.sleep(60)
+"""
 PLAN = Plan.of({("layers.0.attention.q", "lora"): 2})
 
 
@@ -54,11 +65,9 @@ def test_two_processes_cannot_work_in_one_study(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, time; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_study import header\n"
-            "from peftscout.study import Study\n"
-            "with Study(Path(sys.argv[1]), header()): print('in', flush=True); time.sleep(60)",
+            HOLD,
             str(tmp_path / "s"),
-            __file__.rpartition("/")[0],
+            str(Path(__file__).parent),
         ],
         stdout=subprocess.PIPE,
         text=True,

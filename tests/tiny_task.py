@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tiny_models import tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
+
+from tiny_models import tiny_model
 
 FILLERS = [f"word{i}" for i in range(20)]
 GOOD, BAD = ["good", "fine", "great"], ["bad", "poor", "awful"]

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 from peftscout import tuner
@@ -124,6 +125,8 @@ def make_evaluator(prepared: Prepared, cache: Path) -> Evaluator:
     task = prepared.task
     data = EncodedTask(task, encode_split(prepared, task.train, cache), encode_split(prepared, task.search, cache))
     t = config.training
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
     settings = TrainingSettings(
         learning_rates=t.learning_rates.model_dump(),
         batch_size=t.batch_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from fake_sites import fake_sites
 
+from fake_sites import fake_sites
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Plan
 from peftscout.space import load_space

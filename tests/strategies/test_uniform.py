@@ -1,9 +1,9 @@
 import pytest
 from contract import StrategyContract, drive, problem
-from fake_sites import fake_sites
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_sites import fake_sites
 from peftscout.errors import BudgetError
 from peftscout.plan import Budget
 from peftscout.strategies.uniform import bitfit, lora_on_all_linear, lora_on_query_value, uniform, uniform_plans

@@ -1,4 +1,4 @@
-"""The evaluator on tiny models: everything that can happen comes back as an outcome, and the backbone stays as it was."""
+"""The evaluator on tiny models: whatever happens comes back as an outcome, and the backbone stays as it was."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from peftscout.architecture.regions import find_regions, within
 from peftscout.architecture.roles import BlockRoles, has_bias
 from peftscout.architecture.stacks import Stack
 
+_CLASS = re.compile(r"(?!.*(Batch|Group|Instance)).*Norm")  # Nemotron's LayerNorm1P is one, a BatchNorm1d is not
 _PLAIN = re.compile(r"(layer_?norm|norm|ln)(_?\d)?", re.IGNORECASE)
 _INNER = re.compile(r"_?(layer_?norm|norm|ln)$", re.IGNORECASE)
 _FINAL = re.compile(r"(final_|post_)?(layer_?norm|norm|ln)(_f|_final)?")
@@ -36,7 +37,7 @@ class Norm:
 def is_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a layer norm or RMS norm with a weight vector."""
     weight = getattr(module, "weight", None)
-    return type(module).__name__.endswith("Norm") and isinstance(weight, nn.Parameter) and weight.dim() == 1
+    return _CLASS.match(type(module).__name__) is not None and isinstance(weight, nn.Parameter) and weight.dim() == 1
 
 
 def block_norms(block: nn.Module, roles: BlockRoles) -> tuple[Norm, ...]:
@@ -85,7 +86,7 @@ def _name_by_parent(path: str, roles: BlockRoles) -> str:
     if len(parts) != 1:
         return path
     part = parts.pop()
-    return f"{part}_norm" if _PLAIN.fullmatch(leaf) or part == "ffn" else f"{part}.{_INNER.sub('', leaf)}_norm"
+    return f"{part}_norm" if _PLAIN.fullmatch(leaf) else f"{part}.{_INNER.sub('', leaf)}_norm"
 
 
 def _names_of_children(leaves: list[str], roles: BlockRoles) -> dict[str, str]:

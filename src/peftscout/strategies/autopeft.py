@@ -243,9 +243,9 @@ class AutoPeft:
     def _next_of_model(self) -> Evaluate | None:
         """Return the new request of largest acquisition, running ones taken to score what is expected of them.
 
-        With staircases of means, believing the running requests only lowers the acquisition. So after a scan the ranking
-        made without them bounds everything outside its head: the best of the head, looked at again, is the best of all
-        unless it falls below that bound.
+        With staircases of means, believing the running requests only lowers the acquisition. So after a scan, the
+        ranking made without them bounds everything outside its head: the best of the head, looked at again, is the
+        best of all unless it falls below that bound.
         """
         acquisition, ranking = self._knowledge()
         running = [

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import erfcx, log_ndtr, logsumexp, ndtr
+from scipy.special import erfcx, log_ndtr, ndtr
 
 from peftscout.surrogate.gp import FloatArray
 from peftscout.surrogate.staircase import Staircase
@@ -78,8 +78,7 @@ def log_ehvi(mean: FloatArray, std: FloatArray, costs: FloatArray, staircase: St
     with np.errstate(divide="ignore"):
         log_widths = np.log(staircase.widths(costs))
     improvements = log_expected_improvement(mean[:, None], std[:, None], staircase.levels[None, :])
-    with np.errstate(divide="ignore"):
-        return np.asarray(logsumexp(log_widths + improvements, axis=1))
+    return _log_sum(log_widths + improvements, axis=1)
 
 
 def log_ehvi_bound(mean: FloatArray, std: FloatArray, costs: FloatArray, staircase: Staircase) -> FloatArray:
@@ -95,4 +94,12 @@ def log_ehvi_bound(mean: FloatArray, std: FloatArray, costs: FloatArray, stairca
 
 def mean_log(parts: Sequence[FloatArray]) -> FloatArray:
     """Return the logarithm of the mean of exp(parts): acquisitions averaged over an ensemble or over staircases."""
-    return np.asarray(logsumexp(np.stack(parts), axis=0) - math.log(len(parts)))
+    return parts[0] if len(parts) == 1 else _log_sum(np.stack(parts), axis=0) - math.log(len(parts))
+
+
+def _log_sum(logs: FloatArray, axis: int) -> FloatArray:
+    """Return log(sum(exp(logs))) along ``axis``; -inf where all are. In half the time of scipy's, which does more."""
+    largest = logs.max(axis=axis, keepdims=True)
+    largest[~np.isfinite(largest)] = 0.0
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.exp(logs - largest).sum(axis=axis)) + np.squeeze(largest, axis))

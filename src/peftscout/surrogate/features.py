@@ -74,11 +74,11 @@ class Encoder:
         """Return which points have no idle variable above level 0, ``[n]``."""
         return np.asarray(np.all((points == 0) | self._awake(self._on(points)), axis=1))
 
-    def __call__(self, points: Points) -> FloatArray:
-        """Return the inputs of canonical points, ``[n, inputs]``."""
+    def __call__(self, points: Points, costs: NDArray[np.int64] | None = None) -> FloatArray:
+        """Return the inputs of canonical points, ``[n, inputs]``; known ``costs`` need not be computed again."""
         columns = [grid[points[:, k]] for k, grid in enumerate(self._grids)]
         if self.summaries:
-            columns += self._summaries(points)
+            columns += self._summaries(points, self.costs(points) if costs is None else costs)
         return np.stack(columns, axis=1)
 
     @cached_property
@@ -100,11 +100,11 @@ class Encoder:
             grids.append((logs - logs.min()) / (logs.max() - logs.min()))
         return grids
 
-    def _summaries(self, points: Points) -> list[FloatArray]:
+    def _summaries(self, points: Points, costs: NDArray[np.int64]) -> list[FloatArray]:
         active = self._on(points) @ self._in_layer > 0
         count = active.shape[1]
         with np.errstate(divide="ignore"):
-            log_cost = np.log(self.costs(points).astype(float))
+            log_cost = np.log(costs.astype(float))
         low, high = self._log_cost_range
         summaries = [np.clip((log_cost - low) / max(high - low, 1e-9), 0.0, 1.0)]
         if count > 1:

@@ -74,15 +74,28 @@ class Candidates:
 
     def inputs(self, points: Points) -> tuple[FloatArray, FloatArray]:
         """Return the surrogate's inputs (n, d) and the costs on the axis (n,) of feasible ``points``."""
-        return self.encoder(points), self.axis(self.encoder.costs(points))
+        costs = self.encoder.costs(points)
+        return self.encoder(points, costs), self.axis(costs)
 
     def evaluate(self, acquisition: Acquisition, points: Points) -> FloatArray:
-        """Return the log acquisition of ``points`` in double precision, -inf where they may not be proposed."""
+        """Return the log acquisition of canonical ``points`` in double precision, -inf where they are not feasible."""
+        return self._chunked(acquisition, points)
+
+    def screen(self, acquisition: Acquisition, points: Points, threshold: float) -> FloatArray:
+        """Return the same in single precision, and -inf also where it cannot exceed ``threshold``."""
+
+        def screened(X: FloatArray, costs: FloatArray) -> FloatArray:
+            return acquisition.screened(X.astype(np.float32), costs, threshold)
+
+        return self._chunked(screened, points)
+
+    def _chunked(self, value: Callable[[FloatArray, FloatArray], FloatArray], points: Points) -> FloatArray:
         values = np.full(len(points), -np.inf)
-        possible = np.flatnonzero(self.feasible(points))
-        for part in np.array_split(possible, max(1, -(-len(possible) // self.chunk))):
-            if len(part):
-                values[part] = acquisition(*self.inputs(points[part]))
+        costs = self.encoder.costs(points)
+        possible = np.flatnonzero((costs > 0) & (costs <= self.limit))
+        for start in range(0, len(possible), self.chunk):
+            part = possible[start : start + self.chunk]
+            values[part] = value(self.encoder(points[part], costs[part]), self.axis(costs[part]))
         return values
 
 
@@ -128,7 +141,7 @@ def local_search(
     seeds = seeds[distinct(seeds)[0]]
     values = candidates.evaluate(acquisition, seeds)
     top = np.argsort(-values, kind="stable")[:starts]
-    climbers = list(zip(seeds[top], values[top], strict=True))
+    climbers = [(seeds[i], float(values[i])) for i in top if np.isfinite(values[i])]
     seen_points, seen_values = [seeds], [values]
     for _ in range(steps):
         if not climbers:
@@ -136,17 +149,19 @@ def local_search(
         around = [exchanges(candidates.encoder, point) for point, _ in climbers]
         points = np.concatenate(around)
         first, where = distinct(points)
-        unique_values = candidates.evaluate(acquisition, points[first])
-        highest = np.argsort(-unique_values, kind="stable")[:_KEPT]
+        lowest = min(value for _, value in climbers)
+        reached = candidates.screen(acquisition, points[first], lowest)
+        highest = np.argsort(-reached, kind="stable")[:_KEPT]
         seen_points.append(points[first[highest]])
-        seen_values.append(unique_values[highest])
-        reached = np.split(unique_values[where], np.cumsum([len(a) for a in around])[:-1])
-        best = [(a[r.argmax()], r.max()) for a, r in zip(around, reached, strict=True)]
-        climbed = [new for new, (_, old) in zip(best, climbers, strict=True) if new[1] > old + 1e-12]
+        seen_values.append(reached[highest])
+        by_climber = np.split(reached[where], np.cumsum([len(a) for a in around])[:-1])
+        best = [(a[r.argmax()], float(r.max())) for a, r in zip(around, by_climber, strict=True)]
+        climbed = [new for new, (_, old) in zip(best, climbers, strict=True) if new[1] > old + _ROUNDING]
         climbers = list({point.tobytes(): (point, value) for point, value in climbed}.values())
-    points = np.concatenate(seen_points)
+    points, values = np.concatenate(seen_points), np.concatenate(seen_values)
     first, _ = distinct(points)
-    return _ranked(points[first], np.concatenate(seen_values)[first], _KEPT)
+    top = first[np.argsort(-values[first], kind="stable")][:_KEPT]
+    return _ranked(points[top], candidates.evaluate(acquisition, points[top]))
 
 
 def distinct(points: Points) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -185,8 +200,8 @@ def _wakes(encoder: Encoder, point: Points) -> list[Points]:
     return wakes
 
 
-def _ranked(points: Points, values: FloatArray, keep: int | None = None) -> Ranking:
+def _ranked(points: Points, values: FloatArray) -> Ranking:
     """Sort by value, ties by the order of the levels, and drop what may not be proposed."""
     order = np.lexsort((*points.T[::-1], -values))
-    order = order[np.isfinite(values[order])][:keep]
+    order = order[np.isfinite(values[order])]
     return Ranking(points[order], values[order], None)

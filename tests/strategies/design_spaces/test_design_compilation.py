@@ -176,7 +176,7 @@ def test_room_is_made_for_a_dear_layer_where_that_is_asked_for():
     budget = 8 * bias
     result = compiled(design([("bitfit",), *EVERYWHERE[1:]]), budget, tight="make_room")
     assert result.cost <= budget
-    assert result.notes == (f"G1 needs more than its share ({budget // 4:,}); the rest makes room",)
+    assert result.notes == (f"G1 needs more than its share ({budget // 4:,} parameters); the rest makes room",)
 
 
 def test_what_bitfit_leaves_of_its_share_goes_to_the_other_layers():

@@ -112,8 +112,8 @@ def test_a_method_with_no_site_anywhere_is_absent_and_says_so():
     methods = [METHODS["lora"], Method("moe", "lora", ("*.experts.*",))]
     there = layout(fake_sites("encoder", layers=2), methods)
     assert there.absent == ("moe",)
-    assert there.impossible(1, "moe") == "layers.1 has no site for moe"
-    assert there.impossible(1, "lora") == ""
+    assert there.filling(1, ("lora", "moe")) == "layers.1 has no site for moe"
+    assert there.filling(1, ("lora",)).cells == (there.cells[1, "lora"],)
 
 
 def test_the_space_says_which_ops_may_be_at_which_sites():
@@ -123,7 +123,7 @@ def test_the_space_says_which_ops_may_be_at_which_sites():
         (0, "lora"): ("layers.0.attention.q",),
         (1, "lora"): ("layers.1.attention.v",),
     }
-    assert there.impossible(2, "lora")
+    assert there.filling(2, ("lora",)) == "layers.2 has no site for lora"
 
 
 def test_a_model_without_layers_and_a_space_without_sites_are_refused():

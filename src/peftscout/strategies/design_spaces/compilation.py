@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from peftscout.plan import Budget, Plan
 from peftscout.strategies.design_spaces.genotype import Genotype, InfeasibleDesignError
-from peftscout.strategies.design_spaces.layout import Cell, Layout
+from peftscout.strategies.design_spaces.layout import Cell, Filling, Layout
 from peftscout.strategies.design_spaces.rounding import Dial, proportional, whole_sizes
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -68,103 +68,100 @@ def compile_genotype(
             cost more than its share (see `Compilation.tight`), or all at size 1 cost more than the budget.
     """
     rules = compilation or Compilation()
-    chosen = _chosen_cells(genotype, layout)
-    weights, all_weights = genotype.weights[list(chosen)], genotype.weights
-    available = budget.parameters
+    tuned = _tuned_layers(genotype, layout)
+    weights, available = genotype.weights, budget.parameters
     if rules.frozen_share == "forfeit":
-        available = int(available * weights.sum() / all_weights.sum())
-    layers = _share_over_layers(genotype, layout, chosen, available, rules)
-    sizes = _sizes(genotype, layout, chosen, layers, available, rules.tolerance * budget.parameters)
-    plan = Plan.of({(site, cell.op): sizes[cell_id] for cell_id, cell in _each(chosen) for site in cell.sites})
-    cost = sum(cell.fixed + cell.per_size * sizes[cell_id] for cell_id, cell in _each(chosen))
+        available = int(available * weights[list(tuned)].sum() / weights.sum())
+    fair = available * weights[list(tuned)] / weights[list(tuned)].sum()
+    shares = _share_over_layers(genotype, layout, tuned, fair, available, rules)
+    sizes = _sizes(genotype, layout, tuned, shares, available, rules.tolerance * budget.parameters)
+    plan = Plan.of({(site, cell.op): sizes[at] for at, cell in _cells(tuned) for site in cell.sites})
+    cost = sum(cell.fixed + cell.per_size * sizes[at] for at, cell in _cells(tuned))
     assert cost <= budget.parameters, f"{genotype.design} costs {cost}, {budget}"
     unspent = budget.parameters - cost
-    reason = "" if unspent <= rules.tolerance * budget.parameters else _why_unspent(chosen, sizes, budget, available)
-    return Compiled(plan, cost, unspent, reason, _notes(genotype, chosen, weights, layers, available))
+    enough = unspent <= rules.tolerance * budget.parameters
+    reason = "" if enough else _why_unspent(tuned, sizes, unspent, budget, available)
+    return Compiled(plan, cost, unspent, reason, _notes(genotype, tuned, fair, shares))
 
 
-_Chosen = Mapping[int, tuple[Cell, ...]]
-"""The cells of each tuned layer, by position of the layer, in order."""
+_Tuned = Mapping[int, Filling]
+"""What is in each tuned layer, by position of the layer, in order."""
 
-_CellId = tuple[int, str]
+_At = tuple[int, str]
 """Position of the layer and name of the method."""
 
 
-def _each(chosen: _Chosen) -> list[tuple[_CellId, Cell]]:
-    return [((layer, cell.method), cell) for layer, cells in chosen.items() for cell in cells]
+def _cells(tuned: _Tuned) -> list[tuple[_At, Cell]]:
+    return [((layer, cell.method), cell) for layer, filling in tuned.items() for cell in filling.cells]
 
 
-def _chosen_cells(genotype: Genotype, layout: Layout) -> _Chosen:
-    """Return the cells of every tuned layer."""
-    chosen = {}
+def _tuned_layers(genotype: Genotype, layout: Layout) -> _Tuned:
+    """Return what is in every layer that gets modules."""
+    tuned = {}
     for layer, group in enumerate(genotype.groups):
-        names = genotype.methods(layer)
-        for name in names:
-            if why := layout.impossible(layer, name):
-                raise InfeasibleDesignError(f"G{group + 1}: {why}")
-        cells = tuple(layout.cells[layer, name] for name in names)
-        claimed: dict[tuple[str, str], str] = {}
-        for cell in cells:
-            for site in cell.sites:
-                if (other := claimed.setdefault((site, cell.op), cell.method)) != cell.method:
-                    raise InfeasibleDesignError(
-                        f"G{group + 1}: {other} and {cell.method} both place {cell.op} at {site}"
-                    )
-        if cells:
-            chosen[layer] = cells
-    if not chosen:
+        if methods := genotype.methods(layer):
+            filling = layout.filling(layer, methods)
+            if isinstance(filling, str):
+                raise InfeasibleDesignError(f"G{group + 1}: {filling}")
+            tuned[layer] = filling
+    if not tuned:
         raise InfeasibleDesignError(f"{genotype.design.tunable.label}: no layer of this model is in it")
-    return chosen
+    return tuned
 
 
 def _share_over_layers(
-    genotype: Genotype, layout: Layout, chosen: _Chosen, available: int, rules: Compilation
+    genotype: Genotype,
+    layout: Layout,
+    tuned: _Tuned,
+    fair: NDArray[np.float64],
+    available: int,
+    rules: Compilation,
 ) -> NDArray[np.float64]:
-    """Return the parameters of each tuned layer ``[tuned]``: ``available`` in all, where the methods can take it."""
-    least = np.array([sum(cell.least for cell in cells) for cells in chosen.values()])
-    most = np.array([sum(cell.most for cell in cells) for cells in chosen.values()])
-    weights = genotype.weights[list(chosen)]
+    """Return the parameters of each tuned layer ``[tuned]``: its fair share where its methods can take it.
+
+    They sum to ``available`` where the methods can take it all.
+    """
+    least = np.array([filling.least for filling in tuned.values()])
+    most = np.array([filling.most for filling in tuned.values()])
     if least.sum() > available:
         raise InfeasibleDesignError(
             f"{genotype.design}: costs at least {least.sum():,} parameters, {available:,} are available; "
             "raise the budget or choose cheaper methods"
         )
-    fair = available * weights / weights.sum()
     if rules.tight == "refuse" and (short := np.flatnonzero(least > fair)).size:
-        layer = list(chosen)[int(short[0])]
-        names = "+".join(cell.method for cell in chosen[layer])
+        layer = list(tuned)[int(short[0])]
         raise InfeasibleDesignError(
-            f"G{genotype.groups[layer] + 1}: {names} costs at least {least[short[0]]:,} parameters in "
-            f"{layout.layers[layer]}, whose share of the budget is {int(fair[short[0]]):,}"
+            f"G{genotype.groups[layer] + 1}: {'+'.join(genotype.methods(layer))} costs at least "
+            f"{least[short[0]]:,} parameters in {layout.layers[layer]}, whose share of the budget is "
+            f"{int(fair[short[0]]):,}"
         )
-    return proportional(available, weights, least, most)
+    return proportional(available, fair, least, most)
 
 
 def _sizes(
     genotype: Genotype,
     layout: Layout,
-    chosen: _Chosen,
-    layers: NDArray[np.float64],
+    tuned: _Tuned,
+    shares: NDArray[np.float64],
     available: int,
     tolerance: float,
-) -> dict[_CellId, int]:
+) -> dict[_At, int]:
     """Return the size of every cell; those without a size have 1."""
-    sizes = {cell_id: 1 for cell_id, _ in _each(chosen)}
-    fixed = sum(cell.fixed for _, cell in _each(chosen))
-    dials: dict[_CellId, Dial] = {}
-    for (layer, cells), amount in zip(chosen.items(), layers, strict=True):
-        sized = [cell for cell in cells if cell.per_size]
-        shares = proportional(
-            float(amount) - sum(cell.fixed for cell in cells),
+    dials: dict[_At, Dial] = {}
+    for (layer, filling), share in zip(tuned.items(), shares, strict=True):
+        sized = [cell for cell in filling.cells if cell.per_size]
+        amounts = proportional(
+            float(share) - sum(cell.fixed for cell in filling.cells),
             [cell.weight for cell in sized],
             [cell.per_size for cell in sized],
             [cell.per_size * cell.largest for cell in sized],
         )
-        for cell, share in zip(sized, shares, strict=True):
-            order = _serving_order(layer, len(layout.layers), genotype.slope)
-            dials[layer, cell.method] = Dial(cell.per_size, cell.largest, float(share) / cell.per_size, order)
+        order = _serving_order(layer, len(layout.layers), genotype.slope)
+        for cell, amount in zip(sized, amounts, strict=True):
+            dials[layer, cell.method] = Dial(cell.per_size, cell.largest, float(amount) / cell.per_size, order)
+    fixed = sum(cell.fixed for _, cell in _cells(tuned))
     whole = whole_sizes(list(dials.values()), available - fixed, tolerance)
-    return sizes | dict(zip(dials, whole, strict=True))
+    return {at: 1 for at, _ in _cells(tuned)} | dict(zip(dials, whole, strict=True))
 
 
 def _serving_order(layer: int, depth: int, slope: float) -> float:
@@ -174,12 +171,11 @@ def _serving_order(layer: int, depth: int, slope: float) -> float:
     return depth - layer if slope > 0 else layer
 
 
-def _why_unspent(chosen: _Chosen, sizes: Mapping[_CellId, int], budget: Budget, available: int) -> str:
-    raisable = [cell for cell_id, cell in _each(chosen) if cell.per_size and sizes[cell_id] < cell.largest]
-    cost = sum(cell.fixed + cell.per_size * sizes[cell_id] for cell_id, cell in _each(chosen))
-    share = f"{(budget.parameters - cost) / budget.parameters:.1%} of the budget stays unspent: "
+def _why_unspent(tuned: _Tuned, sizes: Mapping[_At, int], unspent: int, budget: Budget, available: int) -> str:
+    raisable = [cell for at, cell in _cells(tuned) if cell.per_size and sizes[at] < cell.largest]
+    share = f"{unspent / budget.parameters:.1%} of the budget stays unspent: "
     if not raisable:
-        sized = any(cell.per_size for _, cell in _each(chosen))
+        sized = any(cell.per_size for _, cell in _cells(tuned))
         return share + ("every size is at its largest" if sized else "its methods have one size only")
     if available < budget.parameters:
         return share + "the share of the frozen groups is forfeited"
@@ -188,20 +184,20 @@ def _why_unspent(chosen: _Chosen, sizes: Mapping[_CellId, int], budget: Budget, 
 
 
 def _notes(
-    genotype: Genotype, chosen: _Chosen, weights: NDArray[np.float64], layers: NDArray[np.float64], available: int
+    genotype: Genotype, tuned: _Tuned, fair: NDArray[np.float64], shares: NDArray[np.float64]
 ) -> tuple[str, ...]:
     """Say which groups could not be given the share that the allocation asks for."""
-    fair = available * weights / weights.sum()
+    groups = np.array([genotype.groups[layer] for layer in tuned])
+    most = np.array([filling.most for filling in tuned.values()])
+    least = np.array([filling.least for filling in tuned.values()])
     notes = []
     for group in genotype.design.tunable.groups:
-        own = np.array([genotype.groups[layer] == group for layer in chosen])
+        own = groups == group
+        asked = f"{int(fair[own].sum()):,} parameters"
         if not own.any():
             notes.append(f"G{group + 1} is empty: the model has fewer layers than the grouping needs")
-            continue
-        most = np.array([sum(cell.most for cell in cells) for cells in chosen.values()])
-        least = np.array([sum(cell.least for cell in cells) for cells in chosen.values()])
-        if (own & (layers >= most) & (most < fair - 1)).any():
-            notes.append(f"G{group + 1} cannot take its share ({int(fair[own].sum()):,} parameters); the rest has it")
-        if (own & (layers <= least) & (least > fair + 1)).any():
-            notes.append(f"G{group + 1} needs more than its share ({int(fair[own].sum()):,}); the rest makes room")
+        if (own & (shares >= most) & (most < fair - 1)).any():
+            notes.append(f"G{group + 1} cannot take its share ({asked}); the rest has it")
+        if (own & (shares <= least) & (least > fair + 1)).any():
+            notes.append(f"G{group + 1} needs more than its share ({asked}); the rest makes room")
     return tuple(notes)

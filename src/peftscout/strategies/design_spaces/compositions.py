@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import overload
 
 from peftscout.errors import SpaceError, nearest
@@ -98,6 +98,10 @@ class Compositions(Sequence[Sizes]):
     depth: int
 
     def __len__(self) -> int:
+        return self._number
+
+    @cached_property
+    def _number(self) -> int:
         return _count(self._relations, self._least, self._most, None, self.depth)
 
     @overload
@@ -127,20 +131,20 @@ class Compositions(Sequence[Sizes]):
     def __iter__(self) -> Iterator[Sizes]:
         return (self[i] for i in range(len(self)))
 
-    @property
+    @cached_property
     def _relations(self) -> tuple[str, ...]:
         """One relation for each group: to the group before it (the first is free)."""
         return ("?",) * self.pattern.groups if self._near_uniform else ("?", *self.pattern.relations)
 
-    @property
+    @cached_property
     def _near_uniform(self) -> bool:
         return self.pattern.is_uniform and self.depth % self.pattern.groups != 0
 
-    @property
+    @cached_property
     def _least(self) -> int:
         return max(1, self.depth // self.pattern.groups) if self._near_uniform else 1
 
-    @property
+    @cached_property
     def _most(self) -> int:
         return self.depth // self.pattern.groups + 1 if self._near_uniform else self.depth
 
@@ -163,6 +167,7 @@ def _count(relations: tuple[str, ...], least: int, most: int, previous: int | No
     )
 
 
+@cache
 def compositions(pattern: Pattern, depth: int) -> Compositions:
     """Return the compositions of ``depth`` under ``pattern``.
 

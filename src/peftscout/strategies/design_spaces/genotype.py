@@ -7,6 +7,7 @@ grouping, how steep its allocation, its learning rate) is drawn once and realise
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,12 @@ class Genotype:
     slope: float
     lr_scale: float
 
-    @property
+    @cached_property
     def groups(self) -> tuple[int, ...]:
         """Position of the group of each layer, in the order of the layers."""
         return tuple(group for sizes in self.sizes for group, size in enumerate(sizes) for _ in range(size))
 
-    @property
+    @cached_property
     def weights(self) -> NDArray[np.float64]:
         """Relative number of trainable parameters of each layer ``[layers]``; monotone within each segment."""
         ramps = [np.linspace(-1, 1, sum(sizes)) if sum(sizes) > 1 else np.zeros(1) for sizes in self.sizes]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from peftscout.cost import SIZELESS, largest_size, ops_at, price
@@ -88,6 +88,21 @@ class Cell:
         return self.fixed + self.per_size * self.largest
 
 
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The methods of one layer, side by side.
+
+    Attributes:
+        cells: one a method.
+        least: parameters with every size at 1.
+        most: parameters with every size at its largest.
+    """
+
+    cells: tuple[Cell, ...]
+    least: int
+    most: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """The layers of one model on the axis that is grouped, and the methods in each.
@@ -103,10 +118,26 @@ class Layout:
     segments: tuple[int, ...]
     cells: dict[tuple[int, str], Cell]
     methods: tuple[str, ...]
+    _fillings: dict[tuple[int, tuple[str, ...]], Filling | str] = field(default_factory=dict, compare=False, repr=False)
 
-    def impossible(self, layer: int, method: str) -> str:
-        """Return why ``method`` cannot be in ``layer``; ``""`` when it can."""
-        return "" if (layer, method) in self.cells else f"{self.layers[layer]} has no site for {method}"
+    def filling(self, layer: int, methods: tuple[str, ...]) -> Filling | str:
+        """Return ``methods`` in ``layer``, or why they cannot be there together."""
+        key = (layer, methods)
+        if key not in self._fillings:
+            self._fillings[key] = self._fill(layer, methods)
+        return self._fillings[key]
+
+    def _fill(self, layer: int, methods: tuple[str, ...]) -> Filling | str:
+        claimed: dict[tuple[str, str], str] = {}
+        for method in methods:
+            if (layer, method) not in self.cells:
+                return f"{self.layers[layer]} has no site for {method}"
+            cell = self.cells[layer, method]
+            for site in cell.sites:
+                if (other := claimed.setdefault((site, cell.op), method)) != method:
+                    return f"{other} and {method} both place {cell.op} at {site}"
+        cells = tuple(self.cells[layer, method] for method in methods)
+        return Filling(cells, sum(cell.least for cell in cells), sum(cell.most for cell in cells))
 
     @property
     def absent(self) -> tuple[str, ...]:

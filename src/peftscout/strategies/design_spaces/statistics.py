@@ -168,7 +168,7 @@ def power(pairs: int, spread: float, difference: float, alpha: float = 0.05) -> 
 
 
 def pairs_needed(spread: float, difference: float, wanted: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the fewest pairs at which `power` reaches ``wanted``; 28 for a spread of 1.9 and a difference of 1.
+    """Return the fewest pairs at which `power` reaches ``wanted``; 31 for a spread of 1.9 and a difference of 1.
 
     About 7.85 (spread / difference)^2 at 80 % and 5 % (dossier 6.4), a little more since the spread is estimated.
 
