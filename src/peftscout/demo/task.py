@@ -20,7 +20,7 @@ from peftscout.errors import DataError
 LIBRARIES = ("numpy", "scipy", "sklearn", "torch")
 """The labels: dependencies of peftscout, so they are there, with enough public docstrings each."""
 
-WORDS = range(10, 33)
+WORDS = range(8, 25)
 """Shorter passages say too little; longer ones are cut, which keeps training short."""
 
 _SKIPPED = re.compile(
@@ -136,7 +136,7 @@ _GIVEAWAYS = (
 
 
 def clean(docstring: str) -> str:
-    """Return the opening prose of a docstring, at most 32 words, with markup and the libraries' own names masked."""
+    """Return the opening prose of a docstring, at most 24 words, with markup and the libraries' own names masked."""
     section = _SECTION.search(docstring)
     text = docstring[: section.start()] if section else docstring
     for pattern, replacement in (*_MARKUP, *_GIVEAWAYS):
