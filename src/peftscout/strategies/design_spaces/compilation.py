@@ -102,7 +102,7 @@ def _tuned_layers(genotype: Genotype, layout: Layout) -> _Tuned:
         if methods := genotype.methods(layer):
             filling = layout.filling(layer, methods)
             if isinstance(filling, str):
-                raise InfeasibleDesignError(f"G{group + 1}: {filling}")
+                raise InfeasibleDesignError(filling, group)
             tuned[layer] = filling
     if not tuned:
         raise InfeasibleDesignError(f"{genotype.design.tunable.label}: no layer of this model is in it")
@@ -131,9 +131,9 @@ def _share_over_layers(
     if rules.tight == "refuse" and (short := np.flatnonzero(least > fair)).size:
         layer = list(tuned)[int(short[0])]
         raise InfeasibleDesignError(
-            f"G{genotype.groups[layer] + 1}: {'+'.join(genotype.methods(layer))} costs at least "
-            f"{least[short[0]]:,} parameters in {layout.layers[layer]}, whose share of the budget is "
-            f"{int(fair[short[0]]):,}"
+            f"{'+'.join(genotype.methods(layer))} costs at least {least[short[0]]:,} parameters in "
+            f"{layout.layers[layer]}, whose share of the budget is {int(fair[short[0]]):,}",
+            genotype.groups[layer],
         )
     return proportional(available, fair, least, most)
 

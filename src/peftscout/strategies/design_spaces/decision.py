@@ -148,8 +148,8 @@ def let_go(comparison: Comparison, keep_share: float, alpha: float) -> tuple[int
     """Return the positions of the options that go on to the next rung of successive halving, in order.
 
     Guarded: an option is let go only if it is outside of the best ``keep_share`` by mean **and** the upper bound of its
-    lead over the best one is below 0, so that noise at a low fidelity does not throw the best option out. Two options go
-    on at least: what is decided is decided by full training.
+    lead over the best one is below 0, so that noise at a low fidelity does not throw the best option out. Two options
+    go on at least: what is decided is decided by full training.
     """
     c = comparison
     count = max(2, int(np.ceil(keep_share * len(c.means))))

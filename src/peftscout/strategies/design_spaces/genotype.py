@@ -23,7 +23,15 @@ _BITS = 62
 
 
 class InfeasibleDesignError(SpaceError):
-    """A design that this model cannot hold within the budget; the message says why."""
+    """A design that this model cannot hold within the budget; the message says why.
+
+    Attributes:
+        group: position of the group that alone makes it impossible; ``None`` where it is not one group's fault.
+    """
+
+    def __init__(self, message: str, group: int | None = None) -> None:
+        super().__init__(message if group is None else f"G{group + 1}: {message}")
+        self.group = group
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Sampler:
         self._budget = budget
         self._compilation = compilation
         self._largest_shortfall = largest_shortfall
-        self._compiled: dict[object, Compiled | str] = {}
+        self._compiled: dict[object, Compiled | InfeasibleDesignError] = {}
 
     def candidate(self, design: Design, latent: Latent) -> Candidate:
         """Return the model of ``design`` with the random part ``latent``.
@@ -95,17 +95,17 @@ class Sampler:
         if key not in self._compiled:
             self._compiled[key] = self._compile(genotype)
         compiled = self._compiled[key]
-        if isinstance(compiled, str):
-            raise InfeasibleDesignError(compiled)
+        if isinstance(compiled, InfeasibleDesignError):
+            raise compiled.with_traceback(None)
         return Candidate(genotype, compiled)
 
-    def _compile(self, genotype: Genotype) -> Compiled | str:
+    def _compile(self, genotype: Genotype) -> Compiled | InfeasibleDesignError:
         try:
             compiled = compile_genotype(genotype, self.layout, self._budget, self._compilation)
         except InfeasibleDesignError as error:
-            return str(error)
+            return error
         too_little = compiled.unspent > self._largest_shortfall * self._budget.parameters
-        return compiled.reason if too_little else compiled
+        return InfeasibleDesignError(compiled.reason) if too_little else compiled
 
     def draws(self, space: DesignSpace, stream: Sequence[int]) -> Iterator[tuple[Design, Latent]]:
         """Yield base models without end: a design of ``space`` and a random part."""
@@ -231,6 +231,8 @@ def _rows(
                 try:
                     row[option.label] = sampler.candidate(design.with_option(axis, option), latent)
                 except InfeasibleDesignError as error:
+                    if group is not None and error.group not in (None, group):
+                        break  # another group is impossible, whatever the methods of this one
                     reasons[option.label][str(error)] += 1
         in_vain = 0 if row else in_vain + 1
         if in_vain == ATTEMPTS:
