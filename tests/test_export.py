@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 
 from adapted import batch_of, everything, labelled, logits, stir, train
-from peftscout import export, export_check, tuner
+from peftscout import export, export_card, export_check, tuner
 from peftscout.architecture import ModelMap
 from peftscout.cost import OPS
 from peftscout.errors import ExportError
@@ -284,11 +284,18 @@ def test_the_card_says_how_to_load_what_was_found_and_the_plan(tmp_path: Path) -
     assert code[1] == report.snippet
     assert code[1].splitlines()[0].startswith("import peftscout")
     assert "No significant gain over the baseline." in text
-    assert text.startswith("---\nlibrary_name: peft\nbase_model: ")
+    assert text.startswith("---\nlibrary_name: peft\ntags:\n- peftscout\n---\n")
     for placement in case.plan:
         assert f"- {placement}\n" in text
     assert str(report).startswith(f"{case.out}: an adapter of mixed ops")
     assert report.snippet in str(report)
+
+
+def test_the_card_names_a_base_of_the_hub_but_no_folder_of_this_machine(tmp_path: Path) -> None:
+    named = export_card.card("lora", "code\n", "org/model", LORA, 12345, None)
+    assert "base_model: org/model\n" in named
+    assert "12,345 trained parameters" in named
+    assert "base_model" not in export_card.card("lora", "code\n", str(tmp_path), LORA, 1, None)
 
 
 def test_the_revision_of_the_base_goes_into_config_and_snippet_but_not_into_a_merged_one() -> None:

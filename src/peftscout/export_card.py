@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from peftscout.plan import Plan
@@ -31,9 +32,10 @@ def snippet(rung: str, folder: str, base: str, auto_class: str, kwargs: Mapping[
 
 def card(rung: str, code: str, base: str, plan: Plan, cost: int, text: str | None) -> str:
     """Return the model card: how to load the export, ``text``, and the plan."""
+    known = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub takes names, not folders
     placements = "\n".join(f"- {placement}" for placement in plan)
     return (
-        f"---\nlibrary_name: {_LIBRARY[rung]}\nbase_model: {base}\ntags:\n- peftscout\n---\n\n"
+        f"---\nlibrary_name: {_LIBRARY[rung]}\n{known}tags:\n- peftscout\n---\n\n"
         f"# {WHAT[rung][0].upper()}{WHAT[rung][1:]}\n\n```python\n{code}```\n\n"
         + (f"{text.strip()}\n\n" if text else "")
         + f"## The plan\n\n{cost:,} trained parameters besides the head; found by peftscout.\n\n{placements}\n"

@@ -54,11 +54,11 @@ def test_training_and_resetting_gives_the_same_backbone_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "t5"])
-def test_a_hundred_trials_of_different_plans_leave_no_trace(name: str) -> None:
+def test_many_trials_of_different_plans_leave_no_trace(name: str) -> None:
     model = tiny_model(name, "sequence")
     model_map = ModelMap.from_model(model)
     hashed, about = tuner.fingerprint(model), everything_about(model)
-    for trial in range(100):
+    for trial in range(24):
         ops = (("lora",), ("prefix",), ("parallel", "serial"), ("norm", "bias", "scale"))[trial % 4]
         tuner.reset(tuner.build(model, everything(model_map, only=ops), model_map, seed=trial))
     assert tuner.fingerprint(model) == hashed
