@@ -346,7 +346,7 @@ def test_key_module_is_below_the_attention_module_and_as_wide_as_the_heads(name:
     ("name", "changes", "expected"),
     [
         # NemotronLayerNorm1P multiplies by 1 + weight and has a bias
-        ("nemotron", {"head_dim": 128, "num_hidden_layers": 2}, Block(QKVO, "up down")),
+        ("nemotron", {"num_key_value_heads": 8, "num_hidden_layers": 2}, Block(QKVO, "up down")),
         ("ministral", {"head_dim": 128, "num_hidden_layers": 2}, LLAMA),
         ("bitnet", {"num_hidden_layers": 2}, replace(LLAMA, inner_norms="attn_sub", norms="attention ffn ffn.ffn_sub")),
         ("stablelm", {"num_hidden_layers": 2, "use_parallel_residual": True}, replace(LLAMA, norms="attention")),
