@@ -1,0 +1,63 @@
+import io
+import re
+
+from rich.console import Console
+
+from peftscout.ledger import Record
+from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+from peftscout.plan import Plan
+from peftscout.report.progress import Live, PlainLines, Silent, reporter_for
+
+REQUEST = Evaluate(Plan.of({("layers.0.attention.q", "lora"): 2}), Fidelity(10), 0, 3.0, "uniform [LoRA] 2")
+DONE = Record(0, "search", REQUEST, Outcome(State.DONE, 128, 0.75, seconds=1.5))
+BROKEN = Record(1, "search", REQUEST, Outcome(State.DIVERGED, 128, message="the loss is nan [at] step 3"))
+
+
+def play(reporter) -> None:
+    with reporter:
+        reporter.planned(3)
+        reporter.note("36 rows [repeat]")
+        reporter.started(0, "search", REQUEST, 128)
+        reporter.step(5, 10)
+        reporter.finished(DONE, 0.75, recalled=False)
+        reporter.started(1, "search", REQUEST, 128)
+        reporter.finished(BROKEN, 0.75, recalled=False)
+
+
+def test_plain_lines_tell_the_trial_its_cost_score_best_and_time_left():
+    lines: list[str] = []
+    play(PlainLines(lines.append))
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    text = "\n".join(line[9:] for line in lines).splitlines()
+    assert text[0] == "36 rows [repeat]"
+    assert text[1] == "search 0: uniform [LoRA] 2, 128 parameters, lr x3"
+    assert re.fullmatch(r"search 0: score 0.7500 in 1.5 s, best in budget 0.7500, about \d:\d\d:\d\d left", text[2])
+    assert text[4].startswith("search 1: diverged: the loss is nan [at] step 3")
+
+
+def test_what_comes_from_the_ledger_does_not_count_for_the_time_left():
+    lines: list[str] = []
+    reporter = PlainLines(lines.append)
+    reporter.planned(2)
+    reporter.finished(DONE, 0.75, recalled=True)
+    assert lines[0].endswith("from the ledger")
+
+
+def test_the_live_display_prints_finished_trials_and_takes_brackets_as_they_are():
+    out = io.StringIO()
+    play(Live(Console(file=out, force_terminal=True, width=140, color_system=None)))
+    text = out.getvalue()
+    assert "36 rows [repeat]" in text
+    assert "uniform [LoRA] 2" in text
+    assert "score 0.7500 in 1.5 s, best in budget 0.7500" in text
+    assert "the loss is nan [at] step 3" in text
+
+
+def test_a_terminal_gets_the_live_display_and_a_pipe_gets_lines():
+    assert isinstance(reporter_for(Console(file=io.StringIO(), force_terminal=True)), Live)
+    assert isinstance(reporter_for(Console(file=io.StringIO())), PlainLines)
+
+
+def test_silence_prints_nothing(capsys):
+    play(Silent())
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,108 @@
+from types import SimpleNamespace
+
+import pytest
+
+from fake_sites import fake_sites
+from peftscout.comparison import Comparison, Scores
+from peftscout.config import StudyConfig
+from peftscout.ledger import Record
+from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+from peftscout.plan import Budget, Plan
+from peftscout.report.summary import share, summarise, verdict
+from peftscout.space import load_space
+from peftscout.strategies.base import Problem
+
+SITES = fake_sites("encoder")
+LORA = Plan.of({(f"layers.{i}.attention.{r}", "lora"): 2 for i in (0, 1) for r in "qv"})
+OTHER = Plan.of({("layers.1.ffn", "serial"): 3})
+PROBLEM = Problem(SITES, load_space("all", SITES), Budget(600, "5%"), LORA, Fidelity(10), 3)
+TASK = SimpleNamespace(name="rte", metrics=("accuracy", "f1"), labels=("no", "yes"))
+CONFIG = StudyConfig.from_mapping({"model": "m", "budget": "5%", "data": {"source": "rte"}})
+
+
+def record(number: int, plan: Plan, score: float | None, stage="search", seed=0) -> Record:
+    state = State.DONE if score is not None else State.DIVERGED
+    outcome = Outcome(state, plan.cost(SITES), score, seconds=2.0, steps=10, passes=12.5)
+    return Record(number, stage, Evaluate(plan, Fidelity(10), seed, 1.0, f"plan {number}"), outcome)
+
+
+def comparison(ours, theirs, interval) -> Comparison:
+    difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+    return Comparison(Scores(tuple(ours)), Scores(tuple(theirs)), difference, interval)
+
+
+def say(c: Comparison | None, best: Plan = OTHER, baseline_score: float | None = 0.7) -> str:
+    return verdict(TASK, PROBLEM, record(1, best, 0.8), record(0, LORA, baseline_score), c, 12_000)
+
+
+def test_a_gain_is_told_with_its_numbers():
+    text = say(comparison([0.85, 0.83], [0.80, 0.82], (0.002, 0.058)))
+    assert text.startswith("serial adapters of 3 on")
+    assert "227 trainable parameters (1.89 %)" in text
+    assert "accuracy 0.8400 +- 0.0141, 3.0 points above uniform LoRA at the same budget (0.8100 +- 0.0141;" in text
+    assert "95% interval 0.2 to 5.8)" in text
+    assert "No significant gain" not in text
+
+
+def test_an_interval_that_holds_zero_is_no_gain():
+    assert say(comparison([0.85, 0.83], [0.80, 0.82], (-0.01, 0.07))).startswith(
+        "No significant gain over uniform LoRA"
+    )
+
+
+def test_a_loss_advises_the_baseline():
+    text = say(comparison([0.70, 0.71], [0.80, 0.82], (-0.15, -0.05)))
+    assert text.startswith("Uniform LoRA is better")
+    assert "10.5 points below" in text
+    assert text.endswith("Use uniform LoRA.")
+
+
+def test_one_seed_proves_nothing():
+    text = say(comparison([0.9], [0.5], None))
+    assert "nothing is proven" in text
+    assert "+-" not in text
+
+
+def test_when_the_baseline_itself_was_best_that_is_said():
+    text = say(comparison([0.8, 0.8], [0.8, 0.8], (0.0, 0.0)), best=LORA)
+    assert text.startswith("No plan was better than uniform LoRA in this search.")
+
+
+def test_without_a_comparison_only_the_search_score_is_claimed():
+    text = say(None)
+    assert "accuracy 0.8000 on the search split; not compared on the report split." in text
+    assert "did not train" not in text
+    assert "Uniform LoRA did not train to a score." in say(None, baseline_score=None)
+
+
+@pytest.mark.parametrize(
+    ("cost", "total", "text"), [(350, 100_000, "0.35 %"), (1, 1_000_000, "0.0001 %"), (5000, 100_000, "5.00 %")]
+)
+def test_shares_keep_two_digits_that_matter(cost, total, text):
+    assert share(cost, total) == text
+
+
+def test_the_summary_counts_everything_that_was_spent_and_every_trial():
+    records = [record(0, LORA, 0.7), record(1, OTHER, 0.8), record(2, OTHER, None), record(3, OTHER, 0.81, "final", 9)]
+    running = Record(4, "search", Evaluate(LORA, Fidelity(10), 7), None)
+    c = comparison([0.85, 0.83], [0.80, 0.82], (0.002, 0.058))
+    s = summarise(
+        CONFIG, TASK, PROBLEM, [*records, running], best=records[1], baseline=records[0], comparison=c, total=12_000
+    )
+    assert s["spent"] == {"seconds": 8.0, "forward_backward_passes": 50.0}
+    assert [(t["number"], t["state"], t["score"]) for t in s["trials"]] == [
+        (0, "done", 0.7),
+        (1, "done", 0.8),
+        (2, "diverged", None),
+        (3, "done", 0.81),
+        (4, "running", None),
+    ]
+    assert s["best"]["cost"] == OTHER.cost(SITES)
+    assert s["final"]["best"] == {
+        "scores": [0.85, 0.83],
+        "mean": pytest.approx(0.84),
+        "std": pytest.approx(0.0141, abs=1e-3),
+    }
+    assert s["final"]["interval"] == [0.002, 0.058]
+    assert s["metric"] == "accuracy"
+    assert s["labels"] == ["no", "yes"]
