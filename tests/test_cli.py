@@ -221,3 +221,12 @@ def test_the_version_is_printed(run):
 def test_help_does_not_wait_for_torch():
     code = "import sys; import peftscout.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_role_can_be_given_to_what_is_not_recognised(model, run):
+    code, out, _ = run("inspect", model, "--json", "--role", r".*attention\.self\.query=skip")
+    assert code == 0
+    assert "layers.0.attention.q" not in out
+    code, _, err = run("inspect", model, "--role", "query")
+    assert code == 1
+    assert "write it as REGEX=ROLE" in err

@@ -214,8 +214,16 @@ def read_plan(path: Path) -> Plan:
     return Plan.from_json(data)
 
 
-def map_model(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelMap:
+def map_model(
+    model: str | Path,
+    *,
+    roles: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelMap:
     """Return the structure of a model from its configuration alone: no weights are loaded.
+
+    ``roles`` helps where the structure is not recognised, see `ModelMap.from_model`.
 
     Raises:
         ArchitectureError: when there is no such model, or it has no attention blocks.
@@ -227,7 +235,7 @@ def map_model(model: str | Path, *, revision: str | None = None, trust_remote_co
 
     config = load_config(str(model), revision=revision, trust_remote_code=trust_remote_code)
     with quiet_loading(), torch.device("meta"):
-        return ModelMap.from_model(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
+        return ModelMap.from_model(AutoModel.from_config(config, trust_remote_code=trust_remote_code), roles)
 
 
 def terminal_reporter() -> Reporter:

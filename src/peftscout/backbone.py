@@ -67,9 +67,17 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def load_backbone(
-    name: str, task: Task, *, seed: int = 0, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    task: Task,
+    *,
+    seed: int = 0,
+    roles: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load model and tokenizer for ``task``; the fresh head is initialised by ``seed``; everything is frozen.
+
+    ``roles`` helps where the structure is not recognised, see `ModelMap.from_model`.
 
     Raises:
         ArchitectureError: when the model cannot be loaded, has no head for the task, or has no usable sites.
@@ -91,7 +99,7 @@ def load_backbone(
         arguments["pad_token_id"] = tokenizer.pad_token_id
     reference = BaseReference(name, AUTO_CLASSES[task.kind], arguments)
     model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
-    return Backbone(model, tokenizer, ModelMap.from_model(model), reference, _positions(config, tokenizer))
+    return Backbone(model, tokenizer, ModelMap.from_model(model, roles), reference, _positions(config, tokenizer))
 
 
 def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,6 +24,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+PIPE_WIDTH = 120
+
 Model = Annotated[str, typer.Argument(help="Hub id or folder of a pretrained model.")]
 Data = Annotated[str | None, typer.Option(help="Hub id, recipe name, or folder with train.* and validation.*")]
 Train = Annotated[Path | None, typer.Option(help="File of training rows (jsonl, csv, tsv, parquet).")]
@@ -37,6 +40,7 @@ SetOption = Annotated[
 ]
 Config = Annotated[Path | None, typer.Option(help="YAML file with the configuration; options given here win.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+Roles = Annotated[list[str] | None, typer.Option("--role", help="Role of a module that is not recognised: REGEX=ROLE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a study.")]
 Format = Annotated[str, typer.Option(help="auto, lora, composite or merged")]
@@ -46,6 +50,7 @@ Format = Annotated[str, typer.Option(help="auto, lora, composite or merged")]
 def inspect(
     model: Model,
     space: Annotated[str | None, typer.Option(help="Preset or YAML file: shows what it offers in this model.")] = None,
+    role: Roles = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -54,12 +59,12 @@ def inspect(
     from peftscout.report.inspect import inspect_json, inspect_text
     from peftscout.space import load_space
 
-    model_map = map_model(model, trust_remote_code=trust_remote_code)
+    model_map = map_model(model, roles=_roles(role), trust_remote_code=trust_remote_code)
     chosen = None if space is None else load_space(space, model_map.sites)
     if as_json:
         _print_json(inspect_json(model_map, chosen))
     else:
-        Console().print(inspect_text(model_map, chosen))
+        _console().print(inspect_text(model_map, chosen))
 
 
 @app.command()
@@ -83,6 +88,7 @@ def search(
     seed: Seed = None,
     study: Annotated[Path | None, typer.Option(help="Folder of the study; an existing one is continued.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL for the ledger.")] = None,
+    role: Roles = None,
     config: Config = None,
     set_: SetOption = None,
     export: Annotated[str | None, typer.Option(help="any, or lora: only what a stock LoRA adapter can hold.")] = None,
@@ -97,13 +103,13 @@ def search(
     fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
     options: dict[str, Any] = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy}
     options |= {"trials": trials, "steps": steps, "time": time, "final": {"seeds": final_seeds}, "export": export}
-    options |= {"seed": seed, "storage": storage, "trust_remote_code": trust_remote_code or None}
+    options |= {"roles": _roles(role), "seed": seed, "storage": storage, "trust_remote_code": trust_remote_code or None}
     parsed = _config(config, options, set_)
     if dry_run:
-        Console().print(tables.dry_run(api.dry_run_config(parsed)))
+        _console().print(tables.dry_run(api.dry_run_config(parsed)))
         return
     result = api.search_config(parsed, study, api.terminal_reporter())
-    Console().print(tables.result(result.summary, result.folder))
+    _console().print(tables.result(result.summary, result.folder))
 
 
 @app.command()
@@ -116,7 +122,7 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
     else:
-        Console().print(tables.status(rows))
+        _console().print(tables.status(rows))
 
 
 @app.command()
@@ -129,7 +135,7 @@ def report(study: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(result.summary)
     else:
-        Console().print(tables.report(result))
+        _console().print(tables.report(result))
 
 
 @app.command()
@@ -192,10 +198,23 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sections.items() if value is not None and value != {}}
 
 
+def _roles(assignments: list[str] | None) -> dict[str, str]:
+    pairs = [assignment.rpartition("=") for assignment in assignments or []]
+    if wrong := next((pair for pair in pairs if not pair[0] or not pair[2]), None):
+        raise ConfigError(f"--role {''.join(wrong)}: write it as REGEX=ROLE, such as 'mixer\\.out=attention.o'")
+    return {pattern: role for pattern, _, role in pairs}
+
+
 def _format(name: str) -> Any:
     if name not in ("auto", "lora", "composite", "merged"):
         raise ConfigError(f"--format {name}: there are auto, lora, composite and merged")
     return name
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, wide enough that tables are not folded."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
 
 def _print_json(data: Any) -> None:

@@ -43,6 +43,8 @@ class DataConfig(_Section):
         on_bad_rows: stop at a row that cannot be used, or skip it and say how many.
         max_train_rows: use only so many training rows (a seeded sample).
         max_length: longest row in tokens; longer ones are cut.
+        search_fraction: share of the training rows that is carved off for the search split, where one has to be carved.
+        max_search_rows: most rows of a carved search split.
     """
 
     source: str | None = None
@@ -57,6 +59,8 @@ class DataConfig(_Section):
     on_bad_rows: Literal["error", "skip"] = "error"
     max_train_rows: int | None = Field(default=None, ge=2)
     max_length: int = Field(default=256, ge=4)
+    search_fraction: float = Field(default=0.2, gt=0, lt=1)
+    max_search_rows: int = Field(default=1000, ge=2)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -146,6 +150,7 @@ class StudyConfig(_Section):
         storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
+        roles: for models whose structure is not recognised: regex on a module's path -> its role (or ``skip``).
         revision: revision of a hub model.
         trust_remote_code: whether code that comes with the model may run.
     """
@@ -165,6 +170,7 @@ class StudyConfig(_Section):
     storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()
+    roles: dict[str, str] = Field(default_factory=dict)
     revision: str | None = None
     trust_remote_code: bool = False
 

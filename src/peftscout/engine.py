@@ -98,10 +98,17 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
         metric=d.metric,
         on_bad_rows=d.on_bad_rows,
         max_train_rows=d.max_train_rows,
+        search_fraction=d.search_fraction,
+        max_search_rows=d.max_search_rows,
         seed=config.seed,
     )
     backbone = load_backbone(
-        config.model, task, seed=config.seed, revision=config.revision, trust_remote_code=config.trust_remote_code
+        config.model,
+        task,
+        seed=config.seed,
+        roles=config.roles,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
     )
     model_map = backbone.model_map
     element = next(backbone.model.parameters()).element_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from peftscout.backbone import load_model, quiet_loading
 from peftscout.errors import StudyError
 from peftscout.export import BaseReference, ExportReport, export_adapter
 from peftscout.plan import Plan
-from peftscout.study import Header, read_header, read_summary, trial_folder
+from peftscout.study import Header, read_config, read_header, read_summary, trial_folder
 
 Format = Literal["auto", "lora", "composite", "merged"]
 
@@ -32,7 +33,7 @@ def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportRepo
         StudyError: when the study has not finished or its adapter is missing.
         ExportError: when ``format`` cannot hold the plan, ``out`` is not empty, or the outputs differ.
     """
-    summary, header = read_summary(folder), read_header(folder)
+    summary, header, config = read_summary(folder), read_header(folder), read_config(folder)
     plan = Plan.from_json(summary["best"]["plan"])
     adapter = trial_folder(folder, _trained_trial(summary)) / "adapter"
     if not (adapter / "adapter_config.json").is_file():
@@ -44,8 +45,9 @@ def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportRepo
         out,
         format=format,
         card=_card(summary, header),
-        seed=header.config["seed"],
-        trust_remote_code=header.config["trust_remote_code"],
+        seed=config.seed,
+        roles=config.roles,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -58,11 +60,12 @@ def export_trained(
     format: Format,
     card: str,
     seed: int,
+    roles: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
 ) -> ExportReport:
     """Load a trained adapter folder onto a fresh base and write it to ``out`` in the asked form, verified."""
     model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
-    model_map = ModelMap.from_model(model)
+    model_map = ModelMap.from_model(model, roles)
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()
     probe = probe_batch(model, choices=_choices(reference))

@@ -59,6 +59,7 @@ def apply_plan(prepared: Prepared, plan: Plan, out: Path, format: Format, report
             format=format,
             card=f"{request.label}. Report split: {', '.join(f'{k} {v:.4f}' for k, v in report.items())}.",
             seed=config.seed,
+            roles=config.roles,
             trust_remote_code=config.trust_remote_code,
         )
     return {"cost": outcome.cost, "score": outcome.score, "metrics": dict(outcome.metrics), "report": report}
