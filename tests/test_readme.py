@@ -21,6 +21,8 @@ import pytest
 
 import peftscout
 from documented_commands import WrongCommandError, parse_command
+from peftscout.space import presets
+from peftscout.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -142,6 +144,27 @@ def test_every_link_of_the_readme_leads_somewhere(target: str) -> None:
         assert anchor in anchors(file.read_text(encoding="utf-8"))
 
 
+def rows_of_table(markdown: str, heading: str) -> set[str]:
+    """The code words in the first column of the table whose first heading is ``heading``."""
+    table = re.search(rf"^\| {re.escape(heading)} .*\n\|[-| ]+\n((?:\|.*\n?)+)", markdown, re.MULTILINE)
+    assert table, f"no table with {heading}"
+    return {word for row in table[1].splitlines() for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def test_the_tables_name_every_strategy_and_every_space() -> None:
+    assert rows_of_table(README, "`--strategy`") == set(STRATEGIES)
+    assert rows_of_table(README, "`--space`") == set(presets())
+
+
+def unfinished(markdown: str) -> list[str]:
+    """Lines that hold nothing but a word in capitals, or a note to oneself."""
+    return re.findall(r"^(?:[A-Z]{3,}|.*\b(?:TODO|FIXME|TBD|XXX)\b.*)$", markdown, re.MULTILINE)
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert unfinished(README) == []
+
+
 # --- the checks can fail ---------------------------------------------------------------------------------------------
 
 SAMPLE = """# A Title: with `code`
@@ -193,6 +216,12 @@ def test_prompts_comments_and_continued_lines_are_understood() -> None:
 def test_links_are_found_outside_of_blocks_only() -> None:
     assert links(SAMPLE) == ["docs/a.md#part", "b.png", "#a-title-with-code"]
     assert "a-title-with-code" in anchors(SAMPLE)
+
+
+def test_tables_and_what_is_unfinished_are_found() -> None:
+    table = "| `--space` | what |\n|---|---|\n| `a`, `b` | `c` |\n| `d` | e |\n\n| `f` | g |\n"
+    assert rows_of_table(table, "`--space`") == {"a", "b", "d"}
+    assert unfinished("A line\nTABLE\nA TODO here\nMODEL is a word\n") == ["TABLE", "A TODO here"]
 
 
 def test_make_targets_are_read_from_the_makefile() -> None:
