@@ -105,6 +105,8 @@ def load_backbone(
 def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:
     """Load the frozen model behind a reference; what its checkpoint lacks (the task head) is initialised by ``seed``.
 
+    Weights are read from safetensors only: pickled checkpoints can run code.
+
     Raises:
         ArchitectureError: when its weights cannot be loaded, or transformers has no such head for it.
     """
@@ -113,7 +115,7 @@ def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool =
     with quiet_loading():
         try:
             model = getattr(transformers, auto_class).from_pretrained(
-                name, **reference.kwargs, trust_remote_code=trust_remote_code
+                name, **reference.kwargs, use_safetensors=True, trust_remote_code=trust_remote_code
             )
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
