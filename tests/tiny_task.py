@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in seconds, and tiny models saved with a tokenizer: whole studies without downloads."""
+"""A task that a tiny model learns in seconds, and tiny models saved with a tokenizer: studies without downloads."""
 
 from __future__ import annotations
 
