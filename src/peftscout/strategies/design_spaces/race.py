@@ -58,7 +58,7 @@ def race(
             return _without_comparison(name, axis, left or going, len(models), gone, reports)
         comparison = _compare(table, options, [*stream, 1, len(reports)])
         if share < 1:
-            staying = let_go(comparison, options.keep_share, options.alpha)
+            staying = let_go(comparison, options.keep_share)
             dropped = [option for n, option in enumerate(left) if n not in staying]
             gone += [
                 _dropped_row(left.index(option), table, left, comparison, bench.steps(share)) for option in dropped
