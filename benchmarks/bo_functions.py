@@ -158,9 +158,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 def layerwise_space(sites: Sites, modules: tuple[tuple[str, str], ...]) -> Space:
     """Return the space of every module ``(place in the layer, op)`` in every layer, each with its own size."""
-    choices = [
-        Choice.untied(f"layers.{layer}.{place}", op, SIZES) for layer in range(LAYERS) for place, op in modules
-    ]
+    choices = [Choice.untied(f"layers.{layer}.{place}", op, SIZES) for layer in range(LAYERS) for place, op in modules]
     return Space(f"layerwise-{len(choices)}", tuple(choices), sites)
 
 
@@ -253,7 +251,5 @@ def functions() -> dict[str, Function]:
         space = layerwise_space(sites, modules)
         name = f"{gain.__name__}-{len(space.variables)}"
         args = (space, gain, scale)
-        problems[name] = Function(
-            name, space, _layerwise_score(*args), lambda args=args: _layerwise_front(*args)
-        )
+        problems[name] = Function(name, space, _layerwise_score(*args), lambda args=args: _layerwise_front(*args))
     return problems

@@ -46,7 +46,7 @@ __all__ = ["PAPER", "AutoPeft", "AutoPeftOptions", "Recommendation", "autopeft"]
 
 DEFAULTS = AutoPeftOptions()
 
-ATTEMPTS = 200
+ATTEMPTS = 50
 """Repeated draws of the design after which the space is taken to be nearly used up and is enumerated."""
 
 
