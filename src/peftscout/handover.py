@@ -69,7 +69,17 @@ def export_trained(
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()
     probe = probe_batch(model, choices=_choices(reference))
-    return export_adapter(adapted, plan, model_map, out, format=format, base=reference, probe=probe, card=card)
+    return export_adapter(
+        adapted,
+        plan,
+        model_map,
+        out,
+        format=format,
+        base=reference,
+        probe=probe,
+        card=card,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _trained_trial(summary: dict[str, Any]) -> int:
