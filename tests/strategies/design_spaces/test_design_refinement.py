@@ -345,11 +345,28 @@ def test_a_shallow_model_has_as_many_groups_as_layers():
     assert strategy.report().rule.space.groups == 2
 
 
-def test_per_stack_groups_are_counted_in_the_shallower_stack():
+def test_a_space_that_names_its_groups_is_refused_by_a_model_with_fewer_layers():
+    with pytest.raises(
+        SpaceError, match="the model has 2 layers, fewer than the 4 groups of chen2023-s3: axes.tunable"
+    ):
+        design_spaces(problem(layers=2), DesignSpacesOptions("chen2023-s3"))
+
+
+def test_the_options_of_a_stage_cost_the_same_and_it_is_recorded(small):
+    for stage in drive(problem(), options(small))[0].report().stages:
+        costs = [row.cost for row in stage.rows if row.cost is not None]
+        assert all(0.98 * 12_000 <= cost <= 12_000 for cost in costs)
+        assert bool(costs) == bool(stage.models)
+
+
+def test_groups_of_each_stack_are_as_many_as_the_shallower_stack_has_layers(tmp_path):
+    path = tmp_path / "stacks.yaml"
+    path.write_text("extends: chen2023-s0\nnumbering: per_stack\n")
     p = problem(60, "encoder_decoder", layers=3)
-    strategy, told = drive(p, DesignSpacesOptions(groups=3, resamples=200))
-    assert told
+    strategy, told = drive(p, DesignSpacesOptions(design_space=str(path), resamples=200))
     assert strategy.report().rule.space.groups == 3
+    tuned = {(p.sites[x.site].stack, p.sites[x.site].layer) for request, _ in told for x in request.plan}
+    assert len(tuned) == 6
 
 
 def test_a_budget_too_small_for_the_space_is_refused_at_once(small):
