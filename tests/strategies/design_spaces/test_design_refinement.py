@@ -88,6 +88,21 @@ def test_a_refinement_finds_what_the_objective_rewards_and_leaves_the_rest_open_
     assert report.told == len(told)
 
 
+def test_in_pure_noise_a_more_complex_option_is_seldom_decided_for(small):
+    """Six stages in each of eight searches; by chance about one in twenty, and as many where halving lost a tie."""
+
+    def noise(p, request):
+        rng = np.random.default_rng([int(request.key, 16) % 2**32, p.seed])
+        return Outcome(State.DONE, 1, float(rng.normal()))
+
+    simplest = {"uniform", "all groups", "lora"}
+    reports = [drive(problem(seed=seed), options(small, models=16), noise)[0].report() for seed in range(8)]
+    stages = [stage for report in reports for stage in report.stages]
+    wrong = [stage for stage in stages if stage.verdict == "decided" and not simplest.issuperset(stage.kept)]
+    assert len(stages) == 48
+    assert len(wrong) <= 6
+
+
 def test_every_request_is_within_the_budget_and_asked_once(small):
     p = problem(lr_scales=(0.3, 1.0, 3.0))
     _, told = drive(p, options(small, passes=2))

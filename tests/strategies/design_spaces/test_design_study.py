@@ -7,9 +7,9 @@ import json
 import pytest
 
 import peftscout
-from peftscout import strategies
 from peftscout.config import StudyConfig
 from peftscout.engine import prepare
+from peftscout.errors import ConfigError
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.study import read_header, read_records
 from tiny_task import save_tiny_model, write_task
@@ -37,23 +37,21 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("design-spaces")
     (folder / "space.yaml").write_text(SPACE)
     settings = {"models": 3, "least_models": 2, "rungs": [0.5, 1.0], "reference": 2, "resamples": 200}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(strategies.STRATEGIES, "design-spaces", (design_spaces, DesignSpacesOptions))
-        result = peftscout.search(
-            save_tiny_model(folder / "model"),
-            write_task(folder / "data", train=80, validation=24),
-            budget=2000,
-            study=folder / "study",
-            progress=False,
-            strategy="design-spaces",
-            strategy_options={"design_space": str(folder / "space.yaml"), **settings},
-            trials=24,
-            steps=4,
-            seed=1,
-            final={"seeds": 0},
-        )
-        config = StudyConfig.from_mapping(read_header(folder / "study").config)
-        yield result, prepare(config).problem, DesignSpacesOptions(**config.strategy_options)
+    result = peftscout.search(
+        save_tiny_model(folder / "model"),
+        write_task(folder / "data", train=80, validation=24),
+        budget=2000,
+        study=folder / "study",
+        progress=False,
+        strategy="design-spaces",
+        strategy_options={"design_space": str(folder / "space.yaml"), **settings},
+        trials=24,
+        steps=4,
+        seed=1,
+        final={"seeds": 0},
+    )
+    config = StudyConfig.from_mapping(read_header(folder / "study").config)
+    return result, prepare(config).problem, DesignSpacesOptions(**config.strategy_options)
 
 
 def test_a_study_with_design_spaces_runs_end_to_end_within_the_budget(study):
@@ -99,3 +97,31 @@ def test_base_models_differ_in_their_seed_and_options_do_not(study):
     assert by_label["all groups"]
     assert set(by_label["tunable: G2"]) <= set(by_label["all groups"])
     assert min(by_label["all groups"]) == 1
+
+
+def test_the_same_search_again_trains_nothing(study):
+    result, _, _ = study
+    config = StudyConfig.from_mapping(read_header(result.folder).config)
+    before = len(read_records(result.folder))
+    again = peftscout.search(
+        config.model,
+        config.data.source,
+        budget=config.budget,
+        study=result.folder,
+        progress=False,
+        **{k: v for k, v in config.to_mapping().items() if k not in ("model", "data", "budget")},
+    )
+    assert len(read_records(result.folder)) == before
+    assert again.best.plan == result.best.plan
+
+
+def test_an_option_of_the_strategy_that_does_not_exist_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ConfigError, match=r"strategy_options.pairs: strategy 'design-spaces' does not know it"):
+        peftscout.search(
+            tmp_path / "no-model",
+            tmp_path / "no-data",
+            budget=2000,
+            progress=False,
+            strategy="design-spaces",
+            strategy_options={"pairs": 3},
+        )
