@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from contract import StrategyContract, done, drive, problem, usefulness
+from contract import StrategyContract, done, drive, usefulness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,19 +217,24 @@ def test_an_outcome_without_a_score_never_enters_the_surrogate(state):
     assert strategy.ask(1)[0].plan != request.plan
 
 
-def test_a_region_where_runs_diverge_is_left():
-    p = on(autopeft_space(), share=1.0, trials=40)
-    dangerous = next(v.name for v in p.space.variables if "parallel" in v.name)
-    column = [v.name for v in p.space.variables].index(dangerous)
+def test_a_region_where_runs_diverge_is_left(monkeypatch):
+    space = autopeft_space()
+    column = [v.name for v in space.variables].index("parallel")
+
+    def is_large(request):
+        return space.contains(request.plan) and space.encode(request.plan)[column] >= 3
 
     def diverges(problem, request):
-        large = problem.space.contains(request.plan) and problem.space.encode(request.plan)[column] >= 3
         cost = request.plan.cost(problem.sites)
-        return Outcome(State.DIVERGED, cost, message="nan") if large else noisy(problem, request)
+        return Outcome(State.DIVERGED, cost, message="nan") if is_large(request) else noisy(problem, request)
 
-    requests = drive(quick, p, diverges)[1:]
-    large = [p.space.encode(r.plan)[column] >= 3 for r in requests]
-    assert np.mean(large[-15:]) < 0.5 * np.mean(large[:10]) + 0.1
+    def diverged_runs() -> int:
+        problems = [on(space, share=1.0, trials=25, seed=seed) for seed in (0, 1)]
+        return sum(is_large(r) for p in problems for r in drive(quick, p, diverges)[5:])
+
+    with_avoidance = diverged_runs()
+    monkeypatch.setattr("peftscout.strategies.autopeft_model.Model._success", lambda *a: None)
+    assert with_avoidance < 0.7 * diverged_runs()
 
 
 def test_when_everything_fails_the_design_goes_on():
@@ -324,12 +329,14 @@ def test_the_front_of_another_study_opens_the_design():
 
 
 def test_transfer_from_a_related_study_helps_early():
-    p = on(layerwise_space(6), trials=50)
+    p = on(layerwise_space(4), trials=30)
     source = [(r, noisy(p, r)) for r in drive(quick, p, noisy)]
-    target = dataclasses.replace(p, seed=7, trials=10)
-    alone = volume(target, drive(quick, target, noisy))
-    helped = volume(target, drive(lambda q: autopeft(q, QUICK, source), target, noisy))
-    assert helped > alone
+    gains = []
+    for seed in (7, 8, 9):
+        target = dataclasses.replace(p, seed=seed, trials=9)
+        helped = volume(target, drive(lambda q: autopeft(q, QUICK, source), target, noisy)[1:])
+        gains.append(helped - volume(target, drive(quick, target, noisy)[1:]))
+    assert np.mean(gains) > 0
 
 
 def test_a_prior_of_failures_and_foreign_plans_is_no_prior():
@@ -361,10 +368,3 @@ def test_the_model_finds_a_better_front_than_the_design_alone():
     p = on(layerwise_space(6), trials=40)
     designed = drive(lambda q: autopeft(q, dataclasses.replace(QUICK, initial=40)), p, noisy)
     assert volume(p, drive(quick, p, noisy)) > 1.02 * volume(p, designed)
-
-
-def test_problem_of_the_contract_is_solved_better_than_by_its_design():
-    p = problem(trials=25)
-    best = max(usefulness(r.plan, p) for r in drive(quick, p)[1:])
-    early = max(usefulness(r.plan, p) for r in drive(quick, p)[1:5])
-    assert best > early
