@@ -392,6 +392,25 @@ def test_a_budget_too_small_for_the_space_is_refused_at_once(small):
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_share_of_frozen_groups_can_be_forfeited(small):
+    """Then a design that tunes one of three groups costs a third, which must be allowed to be that far below."""
+    changed = {"frozen_share": "forfeit", "largest_shortfall": 1.0, "models": 8}
+    p = problem()
+    _, told = drive(p, options(small, **changed))
+    costs = {request.plan.cost(p.sites) for request, _ in told}
+    assert min(costs) < 0.5 * 12_000
+    assert max(costs) > 0.98 * 12_000
+    _, fair = drive(p, options(small, models=8))
+    assert min(request.plan.cost(p.sites) for request, _ in fair) > 0.95 * 12_000
+
+
+def test_delta_decides_what_counts_as_a_tie(small):
+    """With a large smallest difference of interest, every axis is a tie and the simplest options are kept."""
+    report = drive(problem(), options(small, models=32, delta=50.0, rungs=(1.0,)))[0].report()
+    assert {stage.verdict for stage in report.stages} == {"decided"}
+    assert str(report.rule) == "uniform, uniform allocation, all groups, G1: lora; G2: lora; G3: lora"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
