@@ -1,7 +1,7 @@
 """Synthetic AutoPEFT-like problems with known fronts: real spaces and real costs, a closed-form score, Gaussian noise.
 
-Six problems. Three over the AutoPEFT space of a BERT-base-like model (15 variables, 5,446,350 plans; the front comes from
-enumerating them all), three with a size of its own for every op in every layer (60 to 72 variables; the score is a
+Six problems. Three over the AutoPEFT space of a BERT-base-like model (15 variables, 5,446,350 plans; the front comes
+from enumerating them all), three with a size of its own for every op in every layer (60 to 72 variables; the score is a
 monotone function of a sum over layers, so the front comes from dynamic programming over layers).
 """
 
@@ -124,7 +124,7 @@ def sweet_spot(space: Space) -> Callable[[Levels], Scores]:
 
 
 def few_layers(space: Space) -> Callable[[Levels], Scores]:
-    """Five layers carry everything, neighbours help each other, the others harm a little; serial adapters do nothing."""
+    """Five layers carry everything, neighbours help each other, others harm a little; serial adapters do nothing."""
     good = np.isin(np.arange(LAYERS), (3, 4, 8, 9, 10)).astype(float)
 
     def score(vectors: Levels) -> Scores:

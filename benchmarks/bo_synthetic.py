@@ -1,7 +1,7 @@
 """Search strategies on synthetic AutoPEFT-like problems with known fronts (`bo_functions`).
 
-Every method gets 100 noisy evaluations and sees two objectives: the score, and log10 of the cost (peftscout computes it,
-the others are told). Nothing is out of budget, so that no method needs constraints. Reported is the noise-free
+Every method gets 100 noisy evaluations and sees two objectives: the score, and log10 of the cost (peftscout computes
+it, the others are told). Nothing is out of budget, so that no method needs constraints. Reported is the noise-free
 hypervolume over the log-cost axis of everything evaluated, as a share of the exact front's, after 25, 50 and 100
 evaluations. One row a run is appended to the CSV, so that a run can be stopped and continued; rows that are there are
 not run again.
@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bo_functions import FLOOR, Function, Levels, functions
 from scipy.stats import ttest_rel, wilcoxon
 
+from bo_functions import FLOOR, Function, Levels, functions
 from peftscout.outcome import Fidelity, Outcome, State
 from peftscout.plan import Budget
 from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
