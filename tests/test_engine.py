@@ -263,3 +263,36 @@ def test_killed_at_any_moment_a_study_ends_with_the_same_trials(model, data, tmp
 
     assert identity(tmp_path / "killed") == identity(tmp_path / "whole")
     assert (tmp_path / "killed" / "summary.json").is_file()
+
+
+def test_the_best_is_sought_among_those_with_the_most_training():
+    from peftscout.engine import _best_of
+    from peftscout.ledger import Record
+    from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+
+    def record(number, steps, score, rank=1):
+        plan = Plan.of({("layers.0.attention.q", "lora"): rank})
+        outcome = Outcome(State.DONE, rank, score) if score is not None else Outcome(State.FAILED, rank)
+        return Record(number, "search", Evaluate(plan, Fidelity(steps), 0), outcome)
+
+    assert _best_of([record(0, 100, 0.7), record(1, 25, 0.9), record(2, 100, None)]).number == 0
+    assert _best_of([record(0, 100, 0.7, rank=3), record(1, 100, 0.7, rank=2), record(2, 100, 0.7, rank=2)]).number == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "space", "options"),
+    [
+        ("uniform", "all", {}),
+        ("autopeft", "autopeft", {"initial": 3}),
+        ("autopeft", "all", {"initial": 3}),
+        ("design-spaces", "all", {"models": 2, "least_models": 2, "reference": 2}),
+    ],
+)
+def test_every_strategy_runs_on_a_real_model_and_continues(model, data, tmp_path, strategy, space, options):
+    chosen = {"strategy": strategy, "space": space, "strategy_options": options, "trials": 6, "steps": 3}
+    chosen |= {"final": {"seeds": 0}, "progress": False, "budget": "8%", "study": tmp_path / "s"}
+    r = peftscout.search(model, data, **chosen)
+    assert r.trials["state"].isin(["done"]).all()
+    assert (r.trials["cost"] <= r.summary["budget"]["parameters"]).all()
+    assert peftscout.search(model, data, **chosen).summary == r.summary

@@ -293,20 +293,22 @@ def _main_metric(task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def _best_of(records: list[Record]) -> Record:
-    """Highest score; on a tie the cheaper plan, then the earlier trial.
+    """Highest score of those with the most training; on a tie the cheaper plan, then the earlier trial.
 
     Raises:
         NothingFeasibleError: when none has a score.
     """
     done = [
-        (r.outcome.score, -r.outcome.cost, -r.number, r) for r in records if r.outcome is not None and r.outcome.done
+        (r.request.fidelity.data_fraction * r.request.fidelity.steps, r.outcome.score, -r.outcome.cost, -r.number, r)
+        for r in records
+        if r.outcome is not None and r.outcome.done
     ]
     if not done:
         reasons = "; ".join(
             f"{r.number}: {r.outcome.state} {r.outcome.message}" for r in records if r.outcome is not None
         )
         raise NothingFeasibleError(f"no trial ended with a score ({reasons})")
-    return max(done, key=lambda row: row[:3])[3]
+    return max(done, key=lambda row: row[:4])[4]
 
 
 def _outcome(record: Record) -> Outcome:

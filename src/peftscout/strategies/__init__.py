@@ -7,13 +7,17 @@ from dataclasses import fields
 from typing import Any
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
 from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.strategies.random import random_search
 from peftscout.strategies.uniform import uniform
 
 __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy"]
 
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
+    "autopeft": (autopeft, AutoPeftOptions),
+    "design-spaces": (design_spaces, DesignSpacesOptions),
     "random": (random_search, None),
     "uniform": (uniform, None),
 }
@@ -42,7 +46,7 @@ def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
         return None
     try:
         return kind(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise ConfigError(f"strategy_options: {error}") from None
 
 
