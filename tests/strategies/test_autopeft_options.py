@@ -37,7 +37,7 @@ def test_the_initial_design_is_a_quarter_of_the_trials_within_bounds():
 
 def test_the_constants_of_the_paper_are_there_by_name():
     assert (PAPER.initial, PAPER.surrogate, PAPER.cost_axis) == (100, "saas", "linear")
-    assert (PAPER.reference_score, PAPER.starts) == (0.7, 10)
+    assert (PAPER.reference_score, PAPER.starts, PAPER.scan_limit) == (0.7, 10, 0)
 
 
 def test_the_reference_cost_lies_above_the_budget_on_either_axis():
