@@ -296,3 +296,14 @@ def test_every_strategy_runs_on_a_real_model_and_continues(model, data, tmp_path
     assert r.trials["state"].isin(["done"]).all()
     assert (r.trials["cost"] <= r.summary["budget"]["parameters"]).all()
     assert peftscout.search(model, data, **chosen).summary == r.summary
+
+
+def test_a_published_plan_is_compiled_to_the_model_and_the_budget(model, data, tmp_path):
+    done = peftscout.apply("s4-model", model, data, tmp_path / "out", budget="20%", steps=2, progress=False)
+    assert 0 < done["cost"] <= 0.2 * peftscout.map_model(model).total
+    ops = {op for _, op, _ in json.loads((tmp_path / "out" / "plan.json").read_text())["placements"]}
+    assert {"bias", "serial", "prefix"} <= ops
+    with pytest.raises(ConfigError, match="give one, such as --budget"):
+        peftscout.apply("s4-model", model, data, tmp_path / "other", progress=False)
+    with pytest.raises(StudyError, match="did you mean 's4-model'"):
+        peftscout.apply("s4-modle", model, data, tmp_path / "other", progress=False)

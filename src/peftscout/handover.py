@@ -13,8 +13,9 @@ from torch import Tensor
 from peftscout.architecture import ModelMap
 from peftscout.backbone import load_model, quiet_loading
 from peftscout.errors import StudyError
-from peftscout.export import BaseReference, ExportReport, export_adapter
+from peftscout.export import ExportReport, export_adapter
 from peftscout.plan import Plan
+from peftscout.reference import BaseReference
 from peftscout.study import Header, read_config, read_header, read_summary, trial_folder
 
 Format = Literal["auto", "lora", "composite", "merged"]
