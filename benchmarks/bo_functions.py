@@ -195,7 +195,7 @@ def _layerwise_score(space: Space, gain: LayerGain, scale: float) -> Callable[[L
     values = np.array((0, *SIZES), dtype=float)
 
     def score(vectors: Levels) -> Scores:
-        sizes = values[vectors].reshape(len(vectors), LAYERS, -1)
+        sizes = values[vectors].reshape(len(vectors), LAYERS, vectors.shape[1] // LAYERS)
         total = sum(gain(layer, sizes[:, layer]) for layer in range(LAYERS))
         return FLOOR + 0.4 * (1 - np.exp(-total / scale))
 
