@@ -307,3 +307,24 @@ def test_a_published_plan_is_compiled_to_the_model_and_the_budget(model, data, t
         peftscout.apply("s4-model", model, data, tmp_path / "other", progress=False)
     with pytest.raises(StudyError, match="did you mean 's4-model'"):
         peftscout.apply("s4-modle", model, data, tmp_path / "other", progress=False)
+
+
+def test_a_baseline_that_wins_once_its_learning_rate_is_tuned_is_the_chosen_plan(model, data, tmp_path, monkeypatch):
+    from peftscout.outcome import Outcome, State
+    from peftscout.training.evaluator import Evaluator
+
+    def score(self, request, *, after=None, progress=None):
+        is_baseline = request.label.startswith("uniform")
+        value = (0.9 if request.lr_scale == 3 else 0.5) if is_baseline else 0.7
+        if after is not None and request.seed >= 10_000:
+            with self.adapted(request.plan, request.seed) as adapted:
+                after(adapted)
+        return Outcome(State.DONE, request.plan.cost(self.backbone.model_map.sites), value)
+
+    monkeypatch.setattr(Evaluator, "__call__", score)
+    tuned = {**QUICK, "final": {"seeds": 2, "lr_scales": [1.0, 3.0]}}
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **tuned)
+    assert r.summary["best"] == r.summary["baseline"]
+    assert r.summary["best"]["lr_scale"] == 3.0
+    assert r.verdict.startswith("No plan was better than uniform LoRA in this search.")
+    assert set(r.trials[r.trials["stage"] == "final"]["label"]) == {r.summary["baseline"]["label"]}

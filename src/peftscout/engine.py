@@ -247,7 +247,10 @@ def _evaluations_after_search(config: StudyConfig) -> int:
 
 
 def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> tuple[Record, Record]:
-    """Give both contenders the same learning-rate factors, on the search split; return the better record of each."""
+    """Give both contenders the same learning-rate factors, on the search split; return the better record of each.
+
+    The baseline becomes the chosen plan when it is the better one then: nobody is handed a mixture that lost.
+    """
     if not prepared.config.final.seeds:
         return best, baseline
 
@@ -257,7 +260,9 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
         tries = [runner(Evaluate(r.plan, r.fidelity, r.seed, s, r.label), "tune") for s in others]
         return _best_of([record, *tries]) if any(_outcome(r).done for r in (record, *tries)) else record
 
-    return tuned(best), baseline if best.request.plan == baseline.request.plan else tuned(baseline)
+    best = tuned(best)
+    baseline = best if best.request.plan == baseline.request.plan else tuned(baseline)
+    return _best_of([best, baseline]), baseline
 
 
 def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> Comparison | None:
