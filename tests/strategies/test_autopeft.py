@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -192,8 +193,7 @@ def test_a_batch_taken_from_one_scan_is_that_of_a_scan_for_each_request(monkeypa
         return list(strategy.ask(4))
 
     quickly = batch()
-    import peftscout.strategies.autopeft as module
-
+    module = import_module(autopeft.__module__)
     exact = module.scan
     monkeypatch.setattr(module, "scan", lambda *a: dataclasses.replace(exact(*a), bound=None))
     assert batch() == quickly
