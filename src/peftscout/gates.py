@@ -152,3 +152,22 @@ class Step:
     size: Floats
     saliency: Floats
     agreement: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTraining:
+    """How the weights of a supernet are trained, next to its gates.
+
+    Attributes:
+        steps: over which the learning rate falls linearly to 0; a search may end earlier.
+        learning_rate: of every op; ``None``: the rates that plans are trained with, one for each op family.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        seed: of initialisation, data order and dropout.
+    """
+
+    steps: int
+    learning_rate: float | None
+    weight_decay: float
+    clip: float
+    seed: int

@@ -8,7 +8,10 @@ from typing import Any
 
 from peftscout.errors import ConfigError, nearest
 from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.bipeft import bipeft
+from peftscout.strategies.bipeft_options import BipeftOptions
 from peftscout.strategies.random import random_search
+from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
 from peftscout.strategies.uniform import uniform
 
 __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy"]
@@ -16,6 +19,8 @@ __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
     "random": (random_search, None),
     "uniform": (uniform, None),
+    "bipeft": (bipeft, BipeftOptions),
+    "s3delta": (s3delta, S3DeltaOptions),
 }
 """Name -> (factory, its options dataclass or ``None``). A factory takes the problem and, where it has some, options."""
 

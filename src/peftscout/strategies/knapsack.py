@@ -1,7 +1,9 @@
 """Exact multiple-choice knapsack: at most one size of every module, the largest total value within the budget.
 
 Dynamic programming over costs (Kellerer, Pferschy & Pisinger, Knapsack Problems, 2004, section 11.5), one row a module,
-all costs of a row at once. Costs are divided by their greatest common divisor first, which in transformers is large.
+all costs of a row at once. Costs are divided by their greatest common divisor first, which in transformers is large. Only where the table would
+still not fit into memory are they rounded up to a coarser unit: then the result is within the budget, but best only up
+to the rounding.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_MOST_CELLS = 2_000_000_000
-"""Cells (modules times distinct costs) of the table of decisions, a byte each."""
+MOST_CELLS = 1_000_000_000
+"""Cells (modules times distinct costs) of the table of decisions, a byte each. Beyond it costs are rounded up."""
 
 
 def knapsack(costs: ArrayLike, values: ArrayLike, budget: int) -> dict[int, int]:
@@ -26,8 +28,7 @@ def knapsack(costs: ArrayLike, values: ArrayLike, budget: int) -> dict[int, int]
         budget: upper bound on the total cost.
 
     Raises:
-        ValueError: on arrays of different shapes, costs below 1 at a level of positive value, or NaN; or when the table
-            would not fit into memory.
+        ValueError: on arrays of different shapes, costs below 1 at a level of positive value, NaN or infinity.
     """
     cost, value = np.asarray(costs, dtype=np.int64), np.asarray(values, dtype=np.float64)
     if cost.shape != value.shape or cost.ndim != 2:
@@ -43,10 +44,9 @@ def knapsack(costs: ArrayLike, values: ArrayLike, budget: int) -> dict[int, int]
     if not np.isfinite(value[useful]).all():
         raise ValueError("values hold infinity")
     unit = math.gcd(*map(int, cost[useful]))
-    cost = cost // unit
-    room = min(budget // unit, int(np.where(useful, cost, 0).max(1).sum()))
-    if len(modules) * (room + 1) > _MOST_CELLS:
-        raise ValueError(f"{len(modules)} modules times {room + 1} costs are too many for an exact selection")
+    most = min(budget, int(np.where(useful, cost, 0).max(1).sum()))
+    unit = max(unit, -(-len(modules) * most // MOST_CELLS))
+    cost, room = -(-cost // unit), most // unit
     return _selected(cost, value, useful, modules, room)
 
 
