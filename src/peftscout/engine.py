@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, Study, versions, write_json
 from peftscout.tasks import Encoded, Split, Task, compute_metrics, encode_cached, load_task
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
+from peftscout.training.one_shot import one_shot_factory
 from peftscout.training.settings import TrainingSettings
 
 FINAL_SEED = 10_000
@@ -225,8 +226,8 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     later = _evaluations_after_search(config)
     runner.reporter.planned(config.trials + later)
     request = Evaluate(problem.baseline, problem.fidelity, problem.seed, 1.0, prepared.baseline.label)
+    strategy = make_strategy(config.strategy, _with_supernet(problem, runner), config.strategy_options)
     records = [runner(request, "search")]
-    strategy = make_strategy(config.strategy, problem, config.strategy_options)
     strategy.tell(request, _outcome(records[0]))
     while len(records) < config.trials and not _time_is_up(config, records):
         requests = strategy.ask(1)
@@ -238,6 +239,12 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
             strategy.tell(request, _outcome(records[-1]))
     runner.reporter.planned(len(records) + later)
     return _best_of(records), records[0]
+
+
+def _with_supernet(problem: Problem, runner: Runner) -> Problem:
+    """Let strategies that need one open a supernet, whose search is kept in the study's folder."""
+    folder = runner.study.folder / "search"
+    return replace(problem, one_shot=one_shot_factory(runner.evaluator, problem.space, folder))
 
 
 def _evaluations_after_search(config: StudyConfig) -> int:

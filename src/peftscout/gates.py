@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,6 +164,7 @@ class WeightTraining:
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         seed: of initialisation, data order and dropout.
+        saliency: whether steps report `Step.saliency` and `Step.agreement`; zero otherwise.
     """
 
     steps: int
@@ -171,3 +172,11 @@ class WeightTraining:
     weight_decay: float
     clip: float
     seed: int
+    saliency: bool = False
+
+
+class Kept(NamedTuple):
+    """A differentiable search at rest: arrays, and facts that are plain JSON."""
+
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any]

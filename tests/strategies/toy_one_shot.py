@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from peftscout.gates import Gates, Modules, Step, WeightTraining
-from peftscout.strategies.one_shot import Kept
+from peftscout.gates import Gates, Kept, Modules, Step, WeightTraining
 
 
 class ToyOneShot:

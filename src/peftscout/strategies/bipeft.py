@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftscout.gates import Floats, Gates, Modules, Step, WeightTraining
+from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.strategies.adam import Adam
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.bipeft_options import BipeftOptions
 from peftscout.strategies.knapsack import greedy, knapsack
-from peftscout.strategies.one_shot import Kept, OneShot, OneShotStrategy, above_zero
+from peftscout.strategies.one_shot import OneShot, OneShotStrategy, above_zero
 
 PRUNED_WORTH = 1e-6
 """Factor on the value of a pruned module: it only fills what the others leave of the budget."""
@@ -44,7 +44,7 @@ def bipeft(problem: Problem, options: BipeftOptions | None = None) -> Strategy:
     o = options or BipeftOptions()
     steps = o.steps or problem.fidelity.steps
     search = BipeftSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o)
-    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed)
+    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, saliency=True)
     return OneShotStrategy(
         problem, training, search, label="bipeft", alternatives=o.alternatives, keep_every=o.keep_every
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from peftscout.errors import ConfigError, SpaceError
-from peftscout.gates import Floats, Gates, Modules, Step, WeightTraining
+from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
 from peftscout.strategies.base import Problem, Strategy
@@ -28,13 +28,6 @@ ALTERNATIVE_NOISE = 0.3
 """Standard deviation of the log of the factor on every value, from which the alternatives are selected."""
 
 _ATTEMPTS = 20
-
-
-class Kept(NamedTuple):
-    """A search on disk: arrays and plain JSON-able facts."""
-
-    arrays: Mapping[str, np.ndarray]
-    facts: Mapping[str, Any]
 
 
 class OneShot(Protocol):

@@ -18,11 +18,11 @@ from typing import Literal
 import numpy as np
 
 from peftscout.errors import ConfigError
-from peftscout.gates import Floats, Gates, Modules, Step, WeightTraining
+from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.strategies.adam import Adam
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.knapsack import greedy, knapsack
-from peftscout.strategies.one_shot import Kept, OneShot, OneShotStrategy, above_zero
+from peftscout.strategies.one_shot import OneShot, OneShotStrategy, above_zero
 from peftscout.strategies.shifted_sigmoid import (
     concrete,
     probabilities,
