@@ -41,7 +41,7 @@ class KeptSearch:
         self.folder.mkdir(parents=True, exist_ok=True)
         marker = self._marker()
         number = 1 if marker is None else marker["state"] + 1
-        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, self._path(number, "safetensors"))
+        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, self._path(number, "safetensors"))
         _flush(self._path(number, "safetensors"))
         _write(self._path(number, "json"), json.dumps({"facts": dict(facts), "events": len(events)}, allow_nan=False))
         _write(self.folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))

@@ -283,11 +283,11 @@ class _Weights:
         self._set_rates(step)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return weights and optimiser state as arrays."""
-        arrays = {f"weights/{n}": p.detach().cpu().numpy() for n, p in enumerate(self.parameters)}
+        """Return copies of weights and optimiser state as arrays."""
+        arrays = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in enumerate(self.parameters)}
         for n, p in enumerate(self.parameters):
             for name, value in self._optimiser.state.get(p, {}).items():
-                arrays[f"optimiser/{n}/{name}"] = value.cpu().numpy()
+                arrays[f"optimiser/{n}/{name}"] = value.cpu().numpy().copy()
         return arrays
 
     def load(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
