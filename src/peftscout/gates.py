@@ -1,8 +1,8 @@
 """Gates: how much of every module of a space is there, as a differentiable strategy sets it. Pure; numpy only.
 
-A **module** is what a strategy switches and sizes as one: the choices of a space that share a size variable (most often
-a single one). Its **gate** is a number (0: absent, 1: there) and a weight for each of its sizes, which sum to 1. What a
-supernet computes is gate * op, with the units of the op weighted by how much of the weight lies on sizes that hold them.
+A **module** is what a strategy switches and sizes as one: the choices of a space that share a size variable, most
+often a single one. Its **gate** is a number (0: absent, 1: there) and a weight for each of its sizes, which sum to 1. A
+supernet computes gate * op, with each unit of the op weighted by how much of the weight lies on sizes that hold it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Modules(Sequence[Module]):  # type: ignore[misc]
+class Modules(Sequence[Module]):
     """Every module of a space, in the order of its choices, and its sizes and costs as arrays.
 
     Raises:
@@ -109,9 +109,7 @@ class Modules(Sequence[Module]):  # type: ignore[misc]
         """Return the level of every module of ``plan``; the inverse of `plan`."""
         self.space.encode(plan)
         first = {(m.choices[0].site, m.choices[0].op): n for n, m in enumerate(self)}
-        return {
-            first[key]: self[first[key]].sizes.index(size) for key, size in plan.sizes.items() if key in first
-        }
+        return {first[key]: self[first[key]].sizes.index(size) for key, size in plan.sizes.items() if key in first}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def test_the_budget_is_never_exceeded_however_the_search_ends(budget, steps, tri
 
 def test_the_cap_on_steps_without_a_single_trigger_still_gives_a_result_within_the_budget() -> None:
     search, one_shot = searched(BipeftOptions(steps=20, warmup=1.0), budget=1000, space=small_space())
-    assert not one_shot.events and search.kept.all()
+    assert not one_shot.events
+    assert search.kept.all()
     assert 0 < sum(search.modules.costs[m, k] for m, k in search.select().items()) <= 1000
 
 
@@ -116,7 +117,8 @@ def test_pruned_modules_stay_pruned_and_fixed_sizes_stay_fixed() -> None:
         assert not (search.kept & ~kept).any()
         assert (search.fixed == fixed)[fixed >= 0].all()
         kept, fixed = search.kept.copy(), search.fixed.copy()
-    assert not kept.all() and (fixed >= 0).any()
+    assert not kept.all()
+    assert (fixed >= 0).any()
     assert search.T == 0
 
 
@@ -142,7 +144,9 @@ def four_modules() -> BipeftSearch:
         Choice.untied("layers.0.attention.q", "bias", (1,)),
         Choice.untied("layers.0.attention.v", "bias", (1,)),
     )
-    search = BipeftSearch(Modules(Space("four", choices, sites)), 100, 8, 0, BipeftOptions(triggers=4, certain_triggers=1))
+    search = BipeftSearch(
+        Modules(Space("four", choices, sites)), 100, 8, 0, BipeftOptions(triggers=4, certain_triggers=1)
+    )
     search.alpha = np.zeros((4, 2))
     search.beta = np.array([[0.0, np.log(3.0)], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     search.S = np.array([4.0, 1.0, 3.0, 2.0])
@@ -151,7 +155,8 @@ def four_modules() -> BipeftSearch:
 
 def test_expected_sizes_are_prices_weighted_by_keep_and_size_probabilities() -> None:
     search = four_modules()
-    assert search.T == 4 and search.modules.costs.tolist() == [[64, 128], [64, 128], [32, 0], [32, 0]]
+    assert search.T == 4
+    assert search.modules.costs.tolist() == [[64, 128], [64, 128], [32, 0], [32, 0]]
     # P = 1/2; mean sizes 64/4 + 3 * 128/4 = 112, (64 + 128)/2 = 96, 32, 32
     assert search.expected_sizes() == pytest.approx([56, 48, 16, 16])
     assert search.expected_size() == pytest.approx(136)
@@ -170,8 +175,10 @@ def test_a_trigger_prunes_the_least_sensitive_and_fixes_the_most_settled_size() 
     # one open module is left and agrees with itself: floor(1 * 1 / 3) = 0 are fixed
     assert search.fixed.tolist() == [-1, -1, 0, 0]
     (event,) = one_shot.events
-    assert event["expected_size"] == pytest.approx(136) and event["reduction"] == pytest.approx(9)
-    assert event["pruned"] == ["layers.0.attention.v:lora"] and event["budget"] == 100
+    assert event["expected_size"] == pytest.approx(136)
+    assert event["reduction"] == pytest.approx(9)
+    assert event["pruned"] == ["layers.0.attention.v:lora"]
+    assert event["budget"] == 100
 
 
 def test_before_the_last_trigger_every_open_size_is_fixed_at_its_best() -> None:
@@ -258,7 +265,7 @@ def test_sensitivity_is_train_plus_agreement_times_validation_per_parameter_and_
     validation = Step(0.0, none, np.zeros((4, 2)), np.array([256.0, 64.0, 32.0, 32.0]), none)
     search._update_sensitivity(train, validation, np.array([True, True, True, False]))
     # s = [(128 + .5 * 256) / 128, 64 / 64, (32 + 32) / 32]; the first has no past, the last was off
-    assert search.S == pytest.approx([2.0, 1.0, 0.85 + 0.15 * 2.0, 0.0])
+    assert pytest.approx([2.0, 1.0, 0.85 + 0.15 * 2.0, 0.0]) == search.S
 
 
 # -- resuming, refusing ---------------------------------------------------------------------------------------------
@@ -276,7 +283,8 @@ def test_a_search_that_was_killed_goes_on_to_the_same_result(die_after: int) -> 
     resumed = drive(lambda q: bipeft(with_toy(q, disk=disk), options), p)
     assert resumed == whole
     (kept, mine), (kept_again, mine_again) = whole_disk["kept"], disk["kept"]
-    assert kept.facts == kept_again.facts and mine["events"] == mine_again["events"]
+    assert kept.facts == kept_again.facts
+    assert mine["events"] == mine_again["events"]
     assert all(np.array_equal(kept.arrays[name], kept_again.arrays[name]) for name in kept.arrays)
 
 
@@ -300,8 +308,7 @@ def test_without_a_supernet_or_a_budget_it_is_refused_before_anything_runs() -> 
     with pytest.raises(SpaceError, match="nothing fits"):
         bipeft(with_toy(replace(problem(), budget=Budget(3, "3"))))
     with pytest.raises(SpaceError, match="switch"):
-        sites = fake_sites()
-        bipeft(replace(problem(), space=load_space("autopeft", sites)))
+        bipeft(replace(problem(), space=load_space("autopeft", fake_sites())))
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_one_u_serves_all_passes_of_a_gate_step_and_another_the_weight_step() ->
 
 
 def test_the_log_has_the_expected_size_and_the_probabilities() -> None:
-    search, one_shot = searched(S3DeltaOptions(steps=20, log_every=10))
+    _search, one_shot = searched(S3DeltaOptions(steps=20, log_every=10))
     assert [e["iteration"] for e in one_shot.events] == [10, 20]
     assert one_shot.events[0]["expected_size"] == pytest.approx(256)
     assert len(one_shot.events[0]["probabilities"]) == 12

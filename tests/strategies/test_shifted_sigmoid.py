@@ -90,7 +90,9 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
         return np.array([(f(p + d) - f(p - d)) / 2e-6 for d in 1e-6 * np.eye(6)])
 
     assert through_competition(p, upstream) == pytest.approx(slope(lambda q: (upstream * q).sum() * total / q.sum()))
-    assert through_concrete(p, concrete(p, u), upstream) == pytest.approx(slope(lambda q: (upstream * concrete(q, u)).sum()))
+    assert through_concrete(p, concrete(p, u), upstream) == pytest.approx(
+        slope(lambda q: (upstream * concrete(q, u)).sum())
+    )
     alpha = np.log(p / (1 - p)) * 2.0
     slopes = [(upstream * (sigmoid((alpha + d) / 2) - sigmoid((alpha - d) / 2))).sum() / 2e-6 for d in 1e-6 * np.eye(6)]
     assert through_sigmoid(p, upstream, 2.0) == pytest.approx(np.array(slopes), abs=1e-6)

@@ -1,4 +1,4 @@
-"""The supernet in training: what strategies are told is right, and a search that was cut off goes on as if it was not."""
+"""The supernet in training: what strategies are told is right, and a search that was cut off goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_a_step_on_the_gates_leaves_the_weights_alone(one_shot):
     step = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
     after = one_shot._weights.state()
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert step.on.any() and step.size.any() and step.saliency.all()
+    assert step.on.any()
+    assert step.size.any()
+    assert step.saliency.all()
 
 
 def test_saliency_is_the_sum_of_weight_times_gradient_and_agreement_its_mean_cosine(one_shot):
@@ -151,9 +153,12 @@ def test_closed_modules_have_no_saliency_and_no_gate_gradient_unless_it_is_asked
     gates = warm(one_shot)
     closed = Gates(gates.on * (np.arange(len(gates.on)) > 0), gates.size)
     skipped = one_shot.step(closed, "train", gate_gradients=False, update_weights=False)
-    assert skipped.saliency[0] == 0 and skipped.saliency[1:].all() and not skipped.on.any()
+    assert skipped.saliency[0] == 0
+    assert skipped.saliency[1:].all()
+    assert not skipped.on.any()
     traced = one_shot.step(closed, "validation", gate_gradients=True, update_weights=False)
-    assert traced.saliency[0] == 0 and traced.on[0] != 0
+    assert traced.saliency[0] == 0
+    assert traced.on[0] != 0
 
 
 def test_the_second_order_gradient_is_the_slope_of_the_loss_after_a_step(evaluator, tmp_path):
@@ -216,7 +221,7 @@ def searches(evaluator: Evaluator, space: Space):
     yield lambda: S3DeltaSearch(modules, budget, 9, 1, S3DeltaOptions(log_every=2))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -236,15 +241,16 @@ def test_a_search_that_was_cut_off_goes_on_bit_for_bit(evaluator, tmp_path, stra
     def dying(self, batch, stream):
         calls.append(stream)
         if len(calls) == kill_at:
-            raise Killed
+            raise KilledError
         return backward(self, batch, stream)
 
     monkeypatch.setattr(SupernetInTraining, "_backward", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         searched(tmp_path / "cut")
     searched(tmp_path / "cut")
     whole, cut = KeptSearch(tmp_path / "whole").load(), KeptSearch(tmp_path / "cut").load()
-    assert whole is not None and cut is not None
+    assert whole is not None
+    assert cut is not None
     assert whole[1:] == cut[1:]
     assert set(whole[0]) == set(cut[0])
     assert all(np.array_equal(whole[0][name], cut[0][name]) for name in whole[0])
@@ -288,7 +294,12 @@ def test_what_was_kept_is_read_back_and_the_state_before_is_gone(tmp_path):
     found, facts, events = kept.load()
     assert all(np.array_equal(found[name], a) and found[name].shape == a.shape for name, a in arrays.items())
     assert (facts, events) == ({"n": 2}, [{"x": 1}, {"x": 2}])
-    assert {p.name for p in kept.folder.iterdir()} == {"kept.json", "events.jsonl", "state-2.json", "state-2.safetensors"}
+    assert {p.name for p in kept.folder.iterdir()} == {
+        "kept.json",
+        "events.jsonl",
+        "state-2.json",
+        "state-2.safetensors",
+    }
 
 
 def test_a_state_without_its_marker_does_not_count(tmp_path, monkeypatch):

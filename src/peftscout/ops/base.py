@@ -115,9 +115,7 @@ class Gate(NamedTuple):
     weights: Tensor | None = None
 
 
-def apply(
-    op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate | None = None
-) -> Tensor:
+def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate | None = None) -> Tensor:
     """Return y + on * delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
     if gate is None:
         return (y + op.delta(params, x, y, settings)).to(y.dtype)

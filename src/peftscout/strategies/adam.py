@@ -50,7 +50,11 @@ class Adam:
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the moments and the number of steps, named with ``prefix``."""
-        return {f"{prefix}.mean": self._mean, f"{prefix}.square": self._square, f"{prefix}.steps": np.array(self._steps)}
+        return {
+            f"{prefix}.mean": self._mean,
+            f"{prefix}.square": self._square,
+            f"{prefix}.steps": np.array(self._steps),
+        }
 
     def load(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up a `state`."""

@@ -7,8 +7,8 @@ least sensitive ones and fixes the most settled sizes, a little each time, until
 Section numbers are those of the method. Where this deviates from the release, which has defects, it says so:
 
 * validation sensitivity is taken from cleared gradients, and only from steps on which the gate was on (3.5);
-* weights are trained at sampled sizes: under the leading size alone, units beyond it never move from where they started,
-  and a larger size could never win (3.3);
+* weights are trained at sampled sizes: under the leading size alone, units beyond it never move from where they
+  started, and a larger size could not win (3.3);
 * expected sizes are exact: a weighted mean of the prices, not a share of the largest one (3.7);
 * the probability of a gate turns into certainty gradually and not at once, ten triggers before the end (3.7);
 * pruning stops at the first module that does not fit into the reduction, and sizes agree by identity (3.8, 3.9);
@@ -64,7 +64,7 @@ class BipeftSearch:
     def __init__(self, modules: Modules, budget: int, steps: int, seed: int, options: BipeftOptions) -> None:
         self.modules, self.B, self.steps, self.seed, self.o = modules, budget, steps, seed, options
         self.iteration = 0
-        M, D = modules.costs.shape  # noqa: N806
+        M, D = modules.costs.shape
         rng = np.random.default_rng(seed)
         self.alpha: Floats = options.initial_std * rng.standard_normal((M, 2))  # column 1: keep
         self.beta: Floats = options.initial_std * rng.standard_normal((M, D))
@@ -173,7 +173,7 @@ class BipeftSearch:
 
     def _trigger(self, one_shot: OneShot) -> None:
         """3.7 to 3.9: take a part of what is too much off, and fix a part of the sizes."""
-        E = self.expected_size()  # noqa: N806
+        E = self.expected_size()
         reduction = (E - self.B) / self.T
         pruned = self.prune(reduction)
         self.T -= 1
@@ -196,7 +196,7 @@ class BipeftSearch:
     def keep_probability(self) -> Floats:
         """P: softmax(alpha) at first, 1 for the last triggers; in between it goes from one to the other."""
         last = min(self.o.certain_triggers, self.T_max)
-        certainty = 1.0 if self.T <= last else (self.T_max - self.T) / (self.T_max - last)
+        certainty = 1.0 if last >= self.T else (self.T_max - self.T) / (self.T_max - last)
         return np.asarray((1 - certainty) * softmax(self.alpha)[:, 1] + certainty)
 
     def mean_size(self) -> Floats:

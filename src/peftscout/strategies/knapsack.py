@@ -1,9 +1,9 @@
 """Exact multiple-choice knapsack: at most one size of every module, the largest total value within the budget.
 
 Dynamic programming over costs (Kellerer, Pferschy & Pisinger, Knapsack Problems, 2004, section 11.5), one row a module,
-all costs of a row at once. Costs are divided by their greatest common divisor first, which in transformers is large. Only where the table would
-still not fit into memory are they rounded up to a coarser unit: then the result is within the budget, but best only up
-to the rounding.
+all costs of a row at once. Costs are divided by their greatest common divisor first, which in transformers is large.
+Only where the table would still not fit into memory are they rounded up to a coarser unit: then the result is within
+the budget, but best only up to the rounding.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def _selected(
     taken = np.zeros((len(modules), room + 1), dtype=np.uint8 if cost.shape[1] < 255 else np.uint16)
     for row, m in zip(taken, modules, strict=True):
         before = best.copy()
-        for level in np.flatnonzero(useful[m]):
-            c = int(cost[m, level])
-            with_it = before[: room + 1 - c] + value[m, level]
+        for k in np.flatnonzero(useful[m]):
+            c = int(cost[m, k])
+            with_it = before[: room + 1 - c] + value[m, k]
             better = with_it > best[c:]
             best[c:][better] = with_it[better]
-            row[c:][better] = level + 1
+            row[c:][better] = k + 1
     chosen: dict[int, int] = {}
     left = int(best.argmax())  # the first, and so the cheapest, among equals
     for row, m in zip(taken[::-1], modules[::-1], strict=True):

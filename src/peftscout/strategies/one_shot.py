@@ -18,7 +18,7 @@ from peftscout.errors import ConfigError, SpaceError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
-from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.base import Problem
 from peftscout.strategies.knapsack import knapsack
 
 Split = Literal["train", "validation"]

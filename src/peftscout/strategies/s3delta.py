@@ -5,9 +5,9 @@ global sigmoid). Structure and weights are trained in turns, the structure by DA
 takes modules by descending p while they fit.
 
 The paper has one size a module. Here each size of a module has a gate of its own, so that any space will do: the gates
-of a module's sizes add up, and the result takes at most one of them. Other deviations from the release: the structure is
-that of the last iteration and not of the best soft-gated one, which may be from before the gates moved; the scale of
-LoRA is the study's, not 16.
+of a module's sizes add up, and the result takes at most one of them. Other deviations from the release: the structure
+is that of the last iteration and not of the best soft-gated one, which may be from before the gates moved; the scale
+of LoRA is the study's, not 16.
 """
 
 from __future__ import annotations

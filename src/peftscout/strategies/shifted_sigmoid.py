@@ -23,7 +23,7 @@ def sigmoid(x: Floats) -> Floats:
     return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
 
 
-def find_shift(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:  # noqa: N803
+def find_shift(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:
     """Return zeta with sum_i n_i sigmoid((alpha_i - zeta) / beta) = B, for each row of ``alpha [..., modules]``.
 
     The sum falls with zeta, and were all alphas equal, zeta would be alpha - beta logit(B / sum n): the smallest and
@@ -42,9 +42,9 @@ def find_shift(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:
         BudgetError: when B is below the cheapest module, or not below all together: no gate then means anything.
     """
     total, cheapest = float(np.sum(n)), float(np.min(n))
-    if B < cheapest:
+    if cheapest > B:
         raise BudgetError(f"budget of {B:,.0f} parameters: the cheapest module alone has {cheapest:,.0f}")
-    if B >= total:
+    if total <= B:
         raise BudgetError(
             f"budget of {B:,.0f} parameters: all modules together have {total:,.0f}, there is nothing to choose"
         )
@@ -63,7 +63,7 @@ def find_shift(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:
     return np.asarray(zeta)
 
 
-def probabilities(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:  # noqa: N803
+def probabilities(alpha: Floats, n: Floats, B: float, beta: float = 1.0) -> Floats:
     """Return p = sigmoid((alpha - zeta) / beta), whose expected cost sum n p is B; raises as `find_shift` does."""
     return sigmoid((alpha - find_shift(alpha, n, B, beta)[..., None]) / beta)
 

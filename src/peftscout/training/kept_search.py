@@ -79,7 +79,9 @@ class KeptSearch:
         return marker
 
     def _damaged(self, reason: object) -> StudyError:
-        return StudyError(f"{self.folder}: the saved search cannot be read ({reason}); remove the folder to search anew")
+        return StudyError(
+            f"{self.folder}: the saved search cannot be read ({reason}); remove the folder to search anew"
+        )
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.folder / f"state-{number}.{suffix}"

@@ -1,4 +1,4 @@
-"""A supernet in training: what a differentiable strategy drives (`strategies.one_shot.OneShot`), with torch behind it."""
+"""A supernet in training: the `strategies.one_shot.OneShot` that a differentiable strategy drives, on torch."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class SupernetInTraining:
             cosine[both] = _numbers([torch.cosine_similarity(mine[n].flatten(), other[n].flatten(), 0) for n in both])
         counts = np.bincount(weights.owner, minlength=modules)
         return (
-            np.bincount(weights.owner, absolute, minlength=modules),
+            np.bincount(weights.owner, absolute, minlength=modules).astype(np.float64),
             np.bincount(weights.owner, cosine, minlength=modules) / counts,
         )
 
@@ -222,6 +222,10 @@ class SupernetInTraining:
             self._built = None
 
 
+_Snapshot = tuple[list[Tensor], dict[Tensor, dict[str, Tensor]], int]
+"""Weights, state of the optimiser by weight, steps taken."""
+
+
 class _Weights:
     """The supernet and the optimiser of its weights."""
 
@@ -267,12 +271,12 @@ class _Weights:
             if p.grad is not None
         }
 
-    def snapshot(self) -> tuple[list[Tensor], dict[nn.Parameter, dict[str, Tensor]], int]:
+    def snapshot(self) -> _Snapshot:
         """Return copies of weights and optimiser state."""
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in self._optimiser.state.items()}
         return [p.detach().clone() for p in self.parameters], state, self._step
 
-    def restore(self, snapshot: tuple[list[Tensor], dict[nn.Parameter, dict[str, Tensor]], int]) -> None:
+    def restore(self, snapshot: _Snapshot) -> None:
         """Write a `snapshot` back, bit for bit."""
         values, state, step = snapshot
         with torch.no_grad():
