@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import peftscout
 from peftscout.errors import SpaceError
 from peftscout.study import read_records
 from peftscout.training.kept_search import KeptSearch
-from tiny_task import save_tiny_model, write_task
+from tiny_task import save_tiny_model, tiny_tokenizer, write_task
 
 QUICK = {
     "trials": 3,
@@ -34,6 +35,16 @@ def data(tmp_path_factory) -> Path:
     return write_task(tmp_path_factory.mktemp("data"), train=80, validation=20)
 
 
+def end_every_text(folder: Path) -> None:
+    """T5 classifies at the end of a text, so its tokenizer must write one."""
+    tokenizer = tiny_tokenizer()
+    end = ("[SEP]", tokenizer.sep_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=[end])
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.sep_token_id}))
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     made: dict[str, Path] = {}
@@ -41,6 +52,8 @@ def models(tmp_path_factory):
     def model(name: str) -> Path:
         if name not in made:
             made[name] = save_tiny_model(tmp_path_factory.mktemp(name), name)
+            if name == "t5":
+                end_every_text(made[name])
         return made[name]
 
     return model
@@ -62,7 +75,7 @@ def test_a_study_searches_on_a_supernet_and_evaluates_the_result(models, data, t
 
 
 def test_the_state_of_the_search_is_kept_in_the_study_as_safetensors_and_json(models, data, tmp_path):
-    where = {"budget": "5%", "study": tmp_path / "s", "strategy": "s3delta", "space": "s3delta-l"}
+    where = {"budget": "2%", "study": tmp_path / "s", "strategy": "s3delta", "space": "s3delta-l"}
     first = peftscout.search(models("bert"), data, **where, **QUICK)
     names = {p.suffix for p in (tmp_path / "s" / "search").iterdir()}
     assert names == {".safetensors", ".json", ".jsonl"}
