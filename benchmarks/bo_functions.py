@@ -1,7 +1,7 @@
 """Synthetic AutoPEFT-like problems with known fronts: real spaces and real costs, a closed-form score, Gaussian noise.
 
-Six problems. Three over the AutoPEFT space of a BERT-base-like model (15 variables, 5,446,350 plans; the front comes from
-enumerating them all), three with a size of its own for every op in every layer (60 to 72 variables; the score is a
+Six problems. Three over the AutoPEFT space of a BERT-base-like model (15 variables, 5,446,350 plans; the front comes
+from enumerating them all), three with a size of its own for every op in every layer (60 to 72 variables; the score is a
 monotone function of a sum over layers, so the front comes from dynamic programming over layers).
 """
 
@@ -124,7 +124,7 @@ def sweet_spot(space: Space) -> Callable[[Levels], Scores]:
 
 
 def few_layers(space: Space) -> Callable[[Levels], Scores]:
-    """Five layers carry everything, neighbours help each other, the others harm a little; serial adapters do nothing."""
+    """Five layers carry everything, neighbours help each other, others harm a little; serial adapters do nothing."""
     good = np.isin(np.arange(LAYERS), (3, 4, 8, 9, 10)).astype(float)
 
     def score(vectors: Levels) -> Scores:
@@ -158,9 +158,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 def layerwise_space(sites: Sites, modules: tuple[tuple[str, str], ...]) -> Space:
     """Return the space of every module ``(place in the layer, op)`` in every layer, each with its own size."""
-    choices = [
-        Choice.untied(f"layers.{layer}.{place}", op, SIZES) for layer in range(LAYERS) for place, op in modules
-    ]
+    choices = [Choice.untied(f"layers.{layer}.{place}", op, SIZES) for layer in range(LAYERS) for place, op in modules]
     return Space(f"layerwise-{len(choices)}", tuple(choices), sites)
 
 
@@ -197,7 +195,7 @@ def _layerwise_score(space: Space, gain: LayerGain, scale: float) -> Callable[[L
     values = np.array((0, *SIZES), dtype=float)
 
     def score(vectors: Levels) -> Scores:
-        sizes = values[vectors].reshape(len(vectors), LAYERS, -1)
+        sizes = values[vectors].reshape(len(vectors), LAYERS, vectors.shape[1] // LAYERS)
         total = sum(gain(layer, sizes[:, layer]) for layer in range(LAYERS))
         return FLOOR + 0.4 * (1 - np.exp(-total / scale))
 
@@ -253,7 +251,5 @@ def functions() -> dict[str, Function]:
         space = layerwise_space(sites, modules)
         name = f"{gain.__name__}-{len(space.variables)}"
         args = (space, gain, scale)
-        problems[name] = Function(
-            name, space, _layerwise_score(*args), lambda args=args: _layerwise_front(*args)
-        )
+        problems[name] = Function(name, space, _layerwise_score(*args), lambda args=args: _layerwise_front(*args))
     return problems

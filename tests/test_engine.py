@@ -263,3 +263,68 @@ def test_killed_at_any_moment_a_study_ends_with_the_same_trials(model, data, tmp
 
     assert identity(tmp_path / "killed") == identity(tmp_path / "whole")
     assert (tmp_path / "killed" / "summary.json").is_file()
+
+
+def test_the_best_is_sought_among_those_with_the_most_training():
+    from peftscout.engine import _best_of
+    from peftscout.ledger import Record
+    from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+
+    def record(number, steps, score, rank=1):
+        plan = Plan.of({("layers.0.attention.q", "lora"): rank})
+        outcome = Outcome(State.DONE, rank, score) if score is not None else Outcome(State.FAILED, rank)
+        return Record(number, "search", Evaluate(plan, Fidelity(steps), 0), outcome)
+
+    assert _best_of([record(0, 100, 0.7), record(1, 25, 0.9), record(2, 100, None)]).number == 0
+    assert _best_of([record(0, 100, 0.7, rank=3), record(1, 100, 0.7, rank=2), record(2, 100, 0.7, rank=2)]).number == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "space", "options"),
+    [
+        ("uniform", "all", {}),
+        ("autopeft", "autopeft", {"initial": 3}),
+        ("autopeft", "all", {"initial": 3}),
+        ("design-spaces", "all", {"models": 2, "least_models": 2, "reference": 2}),
+    ],
+)
+def test_every_strategy_runs_on_a_real_model_and_continues(model, data, tmp_path, strategy, space, options):
+    chosen = {"strategy": strategy, "space": space, "strategy_options": options, "trials": 6, "steps": 3}
+    chosen |= {"final": {"seeds": 0}, "progress": False, "budget": "8%", "study": tmp_path / "s"}
+    r = peftscout.search(model, data, **chosen)
+    assert r.trials["state"].isin(["done"]).all()
+    assert (r.trials["cost"] <= r.summary["budget"]["parameters"]).all()
+    assert peftscout.search(model, data, **chosen).summary == r.summary
+
+
+def test_a_published_plan_is_compiled_to_the_model_and_the_budget(model, data, tmp_path):
+    done = peftscout.apply("s4-model", model, data, tmp_path / "out", budget="20%", steps=2, progress=False)
+    assert 0 < done["cost"] <= 0.2 * peftscout.map_model(model).total
+    ops = {op for _, op, _ in json.loads((tmp_path / "out" / "plan.json").read_text())["placements"]}
+    assert {"bias", "serial", "prefix"} <= ops
+    with pytest.raises(ConfigError, match="give one, such as --budget"):
+        peftscout.apply("s4-model", model, data, tmp_path / "other", progress=False)
+    with pytest.raises(StudyError, match="did you mean 's4-model'"):
+        peftscout.apply("s4-modle", model, data, tmp_path / "other", progress=False)
+
+
+def test_a_baseline_that_wins_once_its_learning_rate_is_tuned_is_the_chosen_plan(model, data, tmp_path, monkeypatch):
+    from peftscout.outcome import Outcome, State
+    from peftscout.training.evaluator import Evaluator
+
+    def score(self, request, *, after=None, progress=None):
+        is_baseline = request.label.startswith("uniform")
+        value = (0.9 if request.lr_scale == 3 else 0.5) if is_baseline else 0.7
+        if after is not None and request.seed >= 10_000:
+            with self.adapted(request.plan, request.seed) as adapted:
+                after(adapted)
+        return Outcome(State.DONE, request.plan.cost(self.backbone.model_map.sites), value)
+
+    monkeypatch.setattr(Evaluator, "__call__", score)
+    tuned = {**QUICK, "final": {"seeds": 2, "lr_scales": [1.0, 3.0]}}
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **tuned)
+    assert r.summary["best"] == r.summary["baseline"]
+    assert r.summary["best"]["lr_scale"] == 3.0
+    assert r.verdict.startswith("No plan was better than uniform LoRA in this search.")
+    assert set(r.trials[r.trials["stage"] == "final"]["label"]) == {r.summary["baseline"]["label"]}

@@ -20,8 +20,9 @@ from peftscout import export, export_card, export_check, tuner
 from peftscout.architecture import ModelMap
 from peftscout.cost import OPS
 from peftscout.errors import ExportError
-from peftscout.export import BaseReference, ExportReport, export_adapter, refuse_existing
+from peftscout.export import ExportReport, export_adapter, refuse_existing
 from peftscout.plan import Plan
+from peftscout.reference import BaseReference
 from tiny_models import tiny_model
 
 AUTO = "AutoModelForSequenceClassification"

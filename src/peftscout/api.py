@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any
 from peftscout.backbone import load_config, quiet_loading
 from peftscout.config import StudyConfig, merge
 from peftscout.engine import dry_run, prepare, run_study
+from peftscout.errors import BudgetError, ConfigError, StudyError, nearest
 from peftscout.export import ExportReport
 from peftscout.front import front_of
 from peftscout.handover import Format, export_study
 from peftscout.plan import Plan
 from peftscout.report.progress import Reporter, Silent, reporter_for
 from peftscout.retrain import apply_plan
+from peftscout.strategies.design_spaces import preset_plan
 from peftscout.study import read_json, read_records, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from peftscout.architecture import ModelMap
+
+PUBLISHED = ("s4-model", "s4-3b-model")
+"""Plans of the literature that compile on any backbone and budget (PEFT Design Spaces, Chen et al. 2023)."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def apply(
     data: str | Path | Mapping[str, Any],
     out: str | Path,
     *,
+    budget: str | int | None = None,
     format: Format = "auto",
     progress: bool = True,
     **options: Any,
@@ -179,10 +185,12 @@ def apply(
     """Train a found plan on other data, without a search, and export the adapter to ``out``.
 
     Args:
-        plan: a plan, or a file that holds one (``plan.json`` of a trial, or ``summary.json`` of a study).
+        plan: a plan; a file that holds one (``plan.json`` of a trial, or ``summary.json`` of a study); or the name of a
+            published one (``s4-model``, ``s4-3b-model``), which is compiled to ``budget``.
         model: hub id or folder of a pretrained model.
         data: as in `search`.
         out: folder of the exported adapter.
+        budget: bound on the plan's cost; needed for a published plan.
         format: rung of the export ladder.
         progress: show progress on the terminal.
         **options: any field of `peftscout.config.StudyConfig` that says how to train.
@@ -190,15 +198,35 @@ def apply(
     Returns:
         The scores: ``{"cost", "score", "metrics", "report"}``.
     """
-    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     fields = dict(data) if isinstance(data, Mapping) else {"source": str(data)}
-    config = StudyConfig.from_mapping({"model": str(model), "budget": "100%", "data": fields, **options})
-    return apply_config(plan, config, Path(out), format, terminal_reporter() if progress else Silent())
+    rest = {"model": str(model), "data": fields, **options}
+    return apply_options(plan, rest, budget, Path(out), format, terminal_reporter() if progress else Silent())
 
 
-def apply_config(plan: Plan, config: StudyConfig, out: Path, format: Format, reporter: Reporter) -> dict[str, Any]:
-    """Train ``plan`` as ``config`` says and export it; what `apply` and the command line share."""
-    return apply_plan(prepare(config), plan, out, format, reporter)
+def apply_options(
+    plan: Plan | str | Path,
+    options: Mapping[str, Any],
+    budget: str | int | None,
+    out: Path,
+    format: Format,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Train ``plan`` as ``options`` (fields of the configuration) say and export it; what `apply` and the CLI share.
+
+    Raises:
+        ConfigError: when a published plan is named without a budget.
+    """
+    published = isinstance(plan, str) and plan in PUBLISHED
+    if published and budget is None:
+        raise ConfigError(f"{plan}: a published plan is compiled to a budget; give one, such as --budget 0.5%")
+    if not published and not isinstance(plan, Plan):
+        plan = read_plan(Path(plan))
+    prepared = prepare(StudyConfig.from_mapping({**options, "budget": "100%" if budget is None else budget}))
+    sites = prepared.backbone.model_map.sites
+    plan = plan if isinstance(plan, Plan) else preset_plan(plan, sites, prepared.budget)
+    if (cost := plan.cost(sites)) not in prepared.budget:
+        raise BudgetError(f"the plan costs {cost:,} parameters, above the budget {prepared.budget}")
+    return apply_plan(prepared, plan, out, format, reporter)
 
 
 def read_plan(path: Path) -> Plan:
@@ -208,6 +236,11 @@ def read_plan(path: Path) -> Plan:
         StudyError: when there is no such file or it is not JSON.
         PlanError: when it holds no plan.
     """
+    if not path.exists():
+        names = ", ".join(PUBLISHED)
+        raise StudyError(
+            f"{path}: no such file, nor a published plan{nearest(str(path), PUBLISHED)}; there are {names}"
+        )
     data = read_json(path, f"{path}: no such file")
     if isinstance(data, dict) and isinstance(data.get("best"), dict):
         data = data["best"].get("plan")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from peftscout.architecture import ModelMap
 from peftscout.errors import ArchitectureError
-from peftscout.export import BaseReference
+from peftscout.reference import BaseReference
 from peftscout.tasks import Task
 
 AUTO_CLASSES: Mapping[str, str] = {
@@ -129,20 +131,20 @@ def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool =
     return model
 
 
-class quiet_loading:  # noqa: N801 - reads as a statement: "with quiet_loading():"
-    """Silence transformers' progress bars and its notes about a fresh head, which is meant to be fresh."""
-
-    def __enter__(self) -> None:
-        logging = transformers.utils.logging
-        self._verbosity = logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        logging = transformers.utils.logging
-        logging.set_verbosity(self._verbosity)
-        if self._bars:
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' progress bars, deprecations, and notes about a fresh head, which is meant to be fresh."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for names that are being renamed
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
 
 

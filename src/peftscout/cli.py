@@ -152,9 +152,10 @@ def export(
 
 @app.command()
 def apply(
-    plan: Annotated[Path, typer.Argument(help="plan.json of a trial, or summary.json of a study.")],
+    plan: Annotated[str, typer.Argument(help="plan.json of a trial, summary.json of a study, or s4-model.")],
     model: Model,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    budget: Annotated[str | None, typer.Option(help="Bound on the plan's cost; a published plan needs one.")] = None,
     data: Data = None,
     train: Train = None,
     validation: Validation = None,
@@ -172,9 +173,10 @@ def apply(
     from peftscout import api
 
     fields = {"source": data, "train": train, "validation": validation, "text": text, "text_pair": text_pair}
-    options = {"model": model, "budget": "100%", "data": {**fields, "label": label}, "steps": steps, "seed": seed}
-    parsed = _config(config, {**options, "trust_remote_code": trust_remote_code or None}, set_)
-    _print_json(api.apply_config(api.read_plan(plan), parsed, out, _format(format), api.terminal_reporter()))
+    options = {"model": model, "data": {**fields, "label": label}, "steps": steps, "seed": seed}
+    options |= {"trust_remote_code": trust_remote_code or None}
+    laid = _laid(config, options, set_)
+    _print_json(api.apply_options(plan, laid, budget, out, _format(format), api.terminal_reporter()))
 
 
 @app.callback(invoke_without_command=True)
@@ -186,11 +188,16 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def _config(file: Path | None, options: dict[str, Any], assignments: list[str] | None) -> Any:
-    """Lay options over the file, and ``--set`` over both; what was not given stays as it is."""
-    from peftscout.config import StudyConfig, merge, override, read_yaml
+    from peftscout.config import StudyConfig
 
-    base = {} if file is None else read_yaml(file)
-    return StudyConfig.from_mapping(override(merge(base, _given(options)), assignments or []))
+    return StudyConfig.from_mapping(_laid(file, options, assignments))
+
+
+def _laid(file: Path | None, options: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+    """Lay options over the file, and ``--set`` over both; what was not given stays as it is."""
+    from peftscout.config import merge, override, read_yaml
+
+    return override(merge({} if file is None else read_yaml(file), _given(options)), assignments or [])
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

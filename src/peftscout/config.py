@@ -85,7 +85,7 @@ class LearningRates(_Section):
     serial: float = Field(default=1e-3, gt=0)
     parallel: float = Field(default=1e-3, gt=0)
     lowrank_adapter: float = Field(default=1e-3, gt=0)
-    prefix: float = Field(default=1e-2, gt=0)
+    prefix: float = Field(default=3e-2, gt=0)
     head: float = Field(default=1e-3, gt=0)
 
 

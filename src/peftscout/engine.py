@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from peftscout.backbone import Backbone, load_backbone
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
 from peftscout.errors import NothingFeasibleError, StudyError
+from peftscout.gates import WeightTraining
 from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate, Fidelity, Outcome
 from peftscout.plan import Budget, Plan
@@ -29,7 +31,7 @@ from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, Study, versions, write_json
 from peftscout.tasks import Encoded, Split, Task, compute_metrics, encode_cached, load_task
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
-from peftscout.training.one_shot import one_shot_factory
+from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
 from peftscout.training.settings import TrainingSettings
 
 FINAL_SEED = 10_000
@@ -243,8 +245,13 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
 
 def _with_supernet(problem: Problem, runner: Runner) -> Problem:
     """Let strategies that need one open a supernet, whose search is kept in the study's folder."""
-    folder = runner.study.folder / "search"
-    return replace(problem, one_shot=one_shot_factory(runner.evaluator, problem.space, folder))
+    factory = one_shot_factory(runner.evaluator, problem.space, runner.study.folder / "search")
+
+    def opened(training: WeightTraining) -> AbstractContextManager[SupernetInTraining]:
+        runner.reporter.note(f"supernet of {len(problem.space.choices)} choices: at most {training.steps} steps")
+        return factory(training)
+
+    return replace(problem, one_shot=opened)
 
 
 def _evaluations_after_search(config: StudyConfig) -> int:
@@ -254,7 +261,10 @@ def _evaluations_after_search(config: StudyConfig) -> int:
 
 
 def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> tuple[Record, Record]:
-    """Give both contenders the same learning-rate factors, on the search split; return the better record of each."""
+    """Give both contenders the same learning-rate factors, on the search split; return the better record of each.
+
+    The baseline becomes the chosen plan when it is the better one then: nobody is handed a mixture that lost.
+    """
     if not prepared.config.final.seeds:
         return best, baseline
 
@@ -264,7 +274,9 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
         tries = [runner(Evaluate(r.plan, r.fidelity, r.seed, s, r.label), "tune") for s in others]
         return _best_of([record, *tries]) if any(_outcome(r).done for r in (record, *tries)) else record
 
-    return tuned(best), baseline if best.request.plan == baseline.request.plan else tuned(baseline)
+    best = tuned(best)
+    baseline = best if best.request.plan == baseline.request.plan else tuned(baseline)
+    return _best_of([best, baseline]), baseline
 
 
 def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> Comparison | None:
@@ -300,20 +312,22 @@ def _main_metric(task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def _best_of(records: list[Record]) -> Record:
-    """Highest score; on a tie the cheaper plan, then the earlier trial.
+    """Highest score of those with the most training; on a tie the cheaper plan, then the earlier trial.
 
     Raises:
         NothingFeasibleError: when none has a score.
     """
     done = [
-        (r.outcome.score, -r.outcome.cost, -r.number, r) for r in records if r.outcome is not None and r.outcome.done
+        (r.request.fidelity.data_fraction * r.request.fidelity.steps, r.outcome.score, -r.outcome.cost, -r.number, r)
+        for r in records
+        if r.outcome is not None and r.outcome.done
     ]
     if not done:
         reasons = "; ".join(
             f"{r.number}: {r.outcome.state} {r.outcome.message}" for r in records if r.outcome is not None
         )
         raise NothingFeasibleError(f"no trial ended with a score ({reasons})")
-    return max(done, key=lambda row: row[:3])[3]
+    return max(done, key=lambda row: row[:4])[4]
 
 
 def _outcome(record: Record) -> Outcome:

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from torch import Tensor
 from peftscout import export_card, export_check
 from peftscout.errors import ExportError, TunerError
 from peftscout.plan import Plan
+from peftscout.reference import BaseReference
 from peftscout.tuner.checks import check_built, evaluation
 from peftscout.tuner.lowering import Weights, to_composite, to_merged, to_stock_lora
 
@@ -37,21 +38,6 @@ TOLERANCE = 1e-5
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MODEL_KEYWORDS = ("revision",)
-
-
-@dataclass(frozen=True)
-class BaseReference:
-    """How anybody loads the backbone that an adapter belongs to.
-
-    Attributes:
-        name_or_path: on the hub, or a folder.
-        auto_class: of transformers, such as ``AutoModelForSequenceClassification``.
-        kwargs: JSON-able keyword arguments of its ``from_pretrained``, such as ``{"num_labels": 3}``.
-    """
-
-    name_or_path: str
-    auto_class: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

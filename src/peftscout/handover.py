@@ -13,8 +13,9 @@ from torch import Tensor
 from peftscout.architecture import ModelMap
 from peftscout.backbone import load_model, quiet_loading
 from peftscout.errors import StudyError
-from peftscout.export import BaseReference, ExportReport, export_adapter
+from peftscout.export import ExportReport, export_adapter
 from peftscout.plan import Plan
+from peftscout.reference import BaseReference
 from peftscout.study import Header, read_config, read_header, read_summary, trial_folder
 
 Format = Literal["auto", "lora", "composite", "merged"]
@@ -69,7 +70,17 @@ def export_trained(
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()
     probe = probe_batch(model, choices=_choices(reference))
-    return export_adapter(adapted, plan, model_map, out, format=format, base=reference, probe=probe, card=card)
+    return export_adapter(
+        adapted,
+        plan,
+        model_map,
+        out,
+        format=format,
+        base=reference,
+        probe=probe,
+        card=card,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _trained_trial(summary: dict[str, Any]) -> int:

@@ -7,9 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.bipeft import bipeft
 from peftscout.strategies.bipeft_options import BipeftOptions
+from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.strategies.random import random_search
 from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
 from peftscout.strategies.uniform import uniform
@@ -17,10 +19,12 @@ from peftscout.strategies.uniform import uniform
 __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy"]
 
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
-    "random": (random_search, None),
-    "uniform": (uniform, None),
+    "autopeft": (autopeft, AutoPeftOptions),
+    "design-spaces": (design_spaces, DesignSpacesOptions),
     "bipeft": (bipeft, BipeftOptions),
     "s3delta": (s3delta, S3DeltaOptions),
+    "random": (random_search, None),
+    "uniform": (uniform, None),
 }
 """Name -> (factory, its options dataclass or ``None``). A factory takes the problem and, where it has some, options."""
 
@@ -47,7 +51,7 @@ def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
         return None
     try:
         return kind(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise ConfigError(f"strategy_options: {error}") from None
 
 

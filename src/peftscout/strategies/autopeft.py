@@ -46,7 +46,7 @@ __all__ = ["PAPER", "AutoPeft", "AutoPeftOptions", "Recommendation", "autopeft"]
 
 DEFAULTS = AutoPeftOptions()
 
-ATTEMPTS = 200
+ATTEMPTS = 50
 """Repeated draws of the design after which the space is taken to be nearly used up and is enumerated."""
 
 
@@ -190,12 +190,15 @@ class AutoPeft:
 
     @cached_property
     def _design(self) -> Iterator[Points]:
-        """The points of the initial design, without end; half of it at most is the front of the other study."""
-        fitting = [told for told in self._model.prior if told.outcome.cost in self.problem.budget]
-        best_first = [told.point for told in reversed(on_front(fitting)) if told.point is not None]
-        return spread_design(
-            self._encoder, self.problem.budget, self.problem.seed, best_first[: max(1, self._initial // 2)]
-        )
+        """The points of the initial design, without end; at most half of it is from the front of the other study.
+
+        Of that front the best score comes first, then points evenly spread over it.
+        """
+        fitting = on_front([told for told in self._model.prior if told.outcome.cost in self.problem.budget])
+        count = min(len(fitting), max(1, self._initial // 2))
+        spread = np.unique(np.linspace(len(fitting) - 1, 0, count).round().astype(int))[::-1] if count else ()
+        seeds = [point for i in spread if (point := fitting[i].point) is not None]
+        return spread_design(self._encoder, self.problem.budget, self.problem.seed, seeds)
 
     def _next_of_design(self) -> Evaluate | None:
         """Return the first request of the design that was not used; the design does not depend on what was asked."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from peftscout.plan import Budget
 from peftscout.surrogate.features import Encoder, Points
@@ -54,7 +55,7 @@ def spread_design(encoder: Encoder, budget: Budget, seed: int, first: Sequence[P
         limit = cost_limit(1.0 - (n * GOLDEN) % 1.0, cheapest, budget.parameters)  # the first uses the whole budget
         draws = np.stack([limited_draw(encoder, limit, rng) for _ in range(DRAWS)])
         X = encoder(draws)
-        apart = [min((float(np.sum((x - z) ** 2)) for z in inputs), default=0.0) for x in X]
+        apart = cdist(X, np.stack(inputs)).min(axis=1) if inputs else np.zeros(len(X))
         chosen = int(np.argmax(apart))
         inputs.append(X[chosen])
         n += 1

@@ -103,6 +103,7 @@ PAPER = AutoPeftOptions(
     cost_axis="linear",
     reference_score=0.7,
     reference_margin=0.0,
+    scan_limit=0,
     starts=10,
 )
 """The constants of the paper and its release, as far as they make sense within a budget: the reference cost of the

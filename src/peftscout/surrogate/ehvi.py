@@ -24,7 +24,8 @@ from peftscout.surrogate.gp import FloatArray
 from peftscout.surrogate.staircase import Staircase
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-_TINY = 1e-300
+_TINY = 1e-150
+"""Least standard deviation: its inverse can still be squared."""
 
 
 def expected_improvement(mean: FloatArray, std: FloatArray, level: FloatArray | float) -> FloatArray:
@@ -55,8 +56,7 @@ def _log_h(z: FloatArray) -> FloatArray:
     x = -z[middle]
     out[middle] = -0.5 * x * x - _LOG_SQRT_2PI + np.log1p(-x * math.sqrt(math.pi / 2) * erfcx(x / math.sqrt(2.0)))
     x = -z[far]
-    with np.errstate(over="ignore"):  # beyond 1e154 deviations the logarithm itself is -inf, and may be
-        out[far] = -0.5 * x * x - _LOG_SQRT_2PI - 2.0 * np.log(x) + np.log1p(-3.0 / (x * x))
+    out[far] = -0.5 * x * x - _LOG_SQRT_2PI - 2.0 * np.log(x) + np.log1p(-3.0 / (x * x))
     return out
 
 

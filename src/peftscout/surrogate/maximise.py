@@ -127,13 +127,21 @@ def scan(acquisition: Acquisition, candidates: Candidates, head_start: Ranking, 
     return Ranking(ranking.points, ranking.values, threshold)
 
 
+@dataclass(frozen=True)
+class _Climber:
+    """A point of a local search and its log acquisition."""
+
+    point: Points
+    value: float
+
+
 def local_search(
     acquisition: Acquisition, candidates: Candidates, seeds: Points, starts: int = 12, steps: int = 60
 ) -> Ranking:
     """Return local maxima of the acquisition under exchanges of one variable, from the best ``starts`` of ``seeds``.
 
-    Each climber looks at every value of every variable (a true one-exchange neighbourhood), moves to the best, and
-    stops where none is better.
+    Each climber looks at every value of every variable (a true one-exchange neighbourhood) and moves to the best, or
+    to several of the better exchanges at once where that is better still; it stops where no exchange is better.
 
     Args:
         seeds: (n, variables + 1) feasible points: random ones, and the front with its neighbours.
@@ -141,27 +149,55 @@ def local_search(
     seeds = seeds[distinct(seeds)[0]]
     values = candidates.evaluate(acquisition, seeds)
     top = np.argsort(-values, kind="stable")[:starts]
-    climbers = [(seeds[i], float(values[i])) for i in top if np.isfinite(values[i])]
-    seen_points, seen_values = [seeds], [values]
+    climbers = [_Climber(seeds[i], float(values[i])) for i in top if np.isfinite(values[i])]
+    seen = [(seeds, values)]
+
+    def look(points: Points, lowest: float) -> FloatArray:
+        """Return the log acquisition of ``points`` that may exceed ``lowest``, and remember the best."""
+        first, where = distinct(points)
+        reached = candidates.screen(acquisition, points[first], lowest)
+        highest = np.argsort(-reached, kind="stable")[:_KEPT]
+        seen.append((points[first[highest]], reached[highest]))
+        return np.asarray(reached[where])
+
     for _ in range(steps):
         if not climbers:
             break
-        around = [exchanges(candidates.encoder, point) for point, _ in climbers]
-        points = np.concatenate(around)
-        first, where = distinct(points)
-        lowest = min(value for _, value in climbers)
-        reached = candidates.screen(acquisition, points[first], lowest)
-        highest = np.argsort(-reached, kind="stable")[:_KEPT]
-        seen_points.append(points[first[highest]])
-        seen_values.append(reached[highest])
-        by_climber = np.split(reached[where], np.cumsum([len(a) for a in around])[:-1])
-        best = [(a[r.argmax()], float(r.max())) for a, r in zip(around, by_climber, strict=True)]
-        climbed = [new for new, (_, old) in zip(best, climbers, strict=True) if new[1] > old + _ROUNDING]
-        climbers = list({point.tobytes(): (point, value) for point, value in climbed}.values())
-    points, values = np.concatenate(seen_points), np.concatenate(seen_values)
+        lowest = min(climber.value for climber in climbers)
+        around = [exchanges(candidates.encoder, climber.point) for climber in climbers]
+        reached = _split_like(around, look(np.concatenate(around), lowest))
+        jumps = [_jumps(candidates.encoder, c, a, r) for c, a, r in zip(climbers, around, reached, strict=True)]
+        landed = _split_like(jumps, look(np.concatenate(jumps), lowest))
+        moved = [
+            _Climber(j[r.argmax()], float(r.max()))
+            for j, r, c in zip(jumps, landed, climbers, strict=True)
+            if len(j) and r.max() > c.value + _ROUNDING
+        ]
+        climbers = list({climber.point.tobytes(): climber for climber in moved}.values())
+    points, values = (np.concatenate(part) for part in zip(*seen, strict=True))
     first, _ = distinct(points)
     top = first[np.argsort(-values[first], kind="stable")][:_KEPT]
     return _ranked(points[top], candidates.evaluate(acquisition, points[top]))
+
+
+def _jumps(encoder: Encoder, climber: _Climber, around: Points, reached: FloatArray) -> Points:
+    """Return where the 1, 2, 4, ... best exchanges of different variables lead when made together, (jumps, ...)."""
+    better = np.flatnonzero(reached > climber.value + _ROUNDING)
+    better = better[np.argsort(-reached[better], kind="stable")]
+    changed = around[better] != climber.point
+    _, first_of_variable = np.unique(changed.argmax(axis=1), return_index=True)
+    best_first = np.sort(first_of_variable)
+    jumps, point = [], climber.point.copy()
+    for rank, row in enumerate(best_first, start=1):
+        point = np.where(changed[row], around[better[row]], point)
+        if rank & (rank - 1) == 0 or rank == len(best_first):
+            jumps.append(point)
+    return encoder.canonical(np.stack(jumps)) if jumps else around[:0]
+
+
+def _split_like(groups: list[Points], values: FloatArray) -> list[FloatArray]:
+    """Cut ``values`` into pieces of the lengths of ``groups``."""
+    return np.split(values, np.cumsum([len(group) for group in groups])[:-1])
 
 
 def distinct(points: Points) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

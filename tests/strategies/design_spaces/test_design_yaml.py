@@ -1,6 +1,9 @@
+import textwrap
+
 import pytest
 
 from peftscout.errors import SpaceError
+from peftscout.strategies.design_spaces import yaml as yaml_module
 from peftscout.strategies.design_spaces.axes import DesignSpace
 from peftscout.strategies.design_spaces.layout import Method
 from peftscout.strategies.design_spaces.yaml import load_design_space, parse_design_space, presets, to_yaml
@@ -176,6 +179,27 @@ def test_an_unknown_preset_is_refused_with_the_nearest_and_a_missing_file_by_nam
         load_design_space(tmp_path / "none.yaml")
     with pytest.raises(SpaceError, match="no design space 'chen'"):
         parse_design_space("extends: chen")
+
+
+def test_the_example_in_the_documentation_is_a_design_space():
+    text = textwrap.dedent(yaml_module.__doc__.partition("::\n")[2].partition("``ends_and_singles``")[0])
+    space = parse_design_space(text)
+    assert (space.name, space.groups) == ("my-space", 4)
+    assert [p.label for p in space.grouping] == ["uniform", "spindle", "hourglass"]
+    assert space.grouping[-1].admits((5, 1, 1, 5))
+    assert space.allocation[-1].slope(0.0) == 0.6
+    assert [len(sets) for sets in space.methods] == [
+        15,
+        15,
+        15,
+        1,
+    ]  # adapter and prefix are those of the extended space
+
+
+def test_a_grouping_without_a_rule_can_be_an_option():
+    space = parse_design_space("extends: chen2023-s0\naxes: {grouping: [uniform, any]}\n")
+    assert [p.label for p in space.grouping] == ["uniform", "any"]
+    assert space.grouping[1].admits((1, 7, 1, 3))
 
 
 def test_nothing_in_a_file_is_run():

@@ -144,15 +144,15 @@ def _why_beaten(c: Comparison, i: int) -> str:
     return f"worse than another by {c.means[best] - c.means[i]:.2f} SD (p {c.p_values[best, i]:.2g})"
 
 
-def let_go(comparison: Comparison, keep_share: float, alpha: float) -> tuple[int, ...]:
+def let_go(comparison: Comparison, keep_share: float) -> tuple[int, ...]:
     """Return the positions of the options that go on to the next rung of successive halving, in order.
 
     Guarded: an option is let go only if it is outside of the best ``keep_share`` by mean **and** the upper bound of its
-    lead over the best one is below 0, so that noise at a low fidelity does not throw the best option out. Two options
-    go on at least: what is decided is decided by full training.
+    lead over the best one is below 0, so that noise at a low fidelity seldom throws the best option out. Two options go
+    on at least: what is decided is decided by full training.
     """
     c = comparison
     count = max(2, int(np.ceil(keep_share * len(c.means))))
     order = np.argsort(-c.means, kind="stable")
-    leader = order[0]
-    return tuple(sorted(int(i) for rank, i in enumerate(order) if rank < count or c.upper_lead[i, leader] >= 0))
+    best = order[0]
+    return tuple(sorted(int(i) for rank, i in enumerate(order) if rank < count or c.upper_lead[i, best] >= 0))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
+from statistics import mean
 
 import numpy as np
 
@@ -41,6 +43,20 @@ def race(
         options: thresholds.
         stream: seed of the bootstrap and of the permutation test.
     """
+    report = yield from _race(bench, name, axis, population, rungs, options, stream)
+    costs = {label: mean(c.compiled.cost for c in models) for label, models in population.models.items()}
+    return replace(report, rows=tuple(replace(row, cost=costs[row.option]) for row in report.rows))
+
+
+def _race(
+    bench: Bench,
+    name: str,
+    axis: str,
+    population: Population,
+    rungs: Sequence[float],
+    options: DesignSpacesOptions,
+    stream: Sequence[int],
+) -> Procedure[StageReport]:
     going, gone, reports = list(population.options), list[Row](), list[Rung]()
     available = len(population.models[going[0]])
     for share, count in schedule(available, rungs, options):
@@ -58,7 +74,7 @@ def race(
             return _without_comparison(name, axis, left or going, len(models), gone, reports)
         comparison = _compare(table, options, [*stream, 1, len(reports)])
         if share < 1:
-            staying = let_go(comparison, options.keep_share, options.alpha)
+            staying = let_go(comparison, options.keep_share)
             dropped = [option for n, option in enumerate(left) if n not in staying]
             gone += [
                 _dropped_row(left.index(option), table, left, comparison, bench.steps(share)) for option in dropped

@@ -34,6 +34,7 @@ class Row:
         distance: Kolmogorov-Smirnov distance between its EDF and that of the best option.
         decision: what became of it.
         why: in words.
+        cost: mean trainable parameters of its models.
     """
 
     option: str
@@ -47,6 +48,7 @@ class Row:
     distance: float | None
     decision: Fate
     why: str
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftscout.errors import SpaceError
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
 from peftscout.strategies.base import Problem
+from peftscout.strategies.design_spaces.axes import DesignSpace
 from peftscout.strategies.design_spaces.bench import Bench
 from peftscout.strategies.design_spaces.compilation import Compilation
 from peftscout.strategies.design_spaces.genotype import LearningRates
@@ -80,7 +82,7 @@ class DesignSpacesSearch:
         allowed = {(choice.site, choice.op) for choice in problem.space.choices}
         self._layout = layout(problem.sites, space.methods_defined, space.numbering, allowed)
         if options.groups is None and min(self._layout.segments) < space.groups:
-            space = load_design_space(options.design_space, min(self._layout.segments))
+            space = _with_a_group_for_each_layer(options.design_space, space, min(self._layout.segments))
         space, refused = possible_options(space, self._layout)
         sampler = Sampler(
             self._layout,
@@ -131,3 +133,11 @@ class DesignSpacesSearch:
                 self._batch = next(self._procedure)
             except StopIteration:
                 self._batch, self._finished = [], True
+
+
+def _with_a_group_for_each_layer(name: str, space: DesignSpace, layers: int) -> DesignSpace:
+    """Return the design space with as many groups as the model has layers."""
+    try:
+        return load_design_space(name, layers)
+    except SpaceError as error:
+        raise SpaceError(f"the model has {layers} layers, fewer than the {space.groups} groups of {error}") from None

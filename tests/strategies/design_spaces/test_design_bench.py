@@ -1,0 +1,122 @@
+"""Requests and outcomes: one task now, several in the tables; nothing is asked for twice."""
+
+import numpy as np
+import pytest
+
+from fake_sites import fake_sites
+from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+from peftscout.plan import Budget, Plan
+from peftscout.space import load_space
+from peftscout.strategies.base import Problem
+from peftscout.strategies.design_spaces.bench import Bench
+from peftscout.strategies.design_spaces.compilation import Compiled
+from peftscout.strategies.design_spaces.decision import compare, decide
+from peftscout.strategies.design_spaces.genotype import canonical_genotype
+from peftscout.strategies.design_spaces.layout import layout
+from peftscout.strategies.design_spaces.populations import Candidate
+from peftscout.strategies.design_spaces.statistics import standardise
+from peftscout.strategies.design_spaces.yaml import load_design_space
+
+SITES = fake_sites("encoder", layers=4)
+SPACE = load_design_space("chen2023-s0")
+THERE = layout(SITES, SPACE.methods_defined)
+BASELINE = Plan.of({("layers.0.attention.q", "lora"): 1})
+
+
+def problem(trials: int | None = None) -> Problem:
+    return Problem(
+        SITES, load_space("all", SITES), Budget(9999, "9999"), BASELINE, Fidelity(200, 0.5), trials, 7, (1.0,)
+    )
+
+
+def candidate(size: int, lr_scale: float = 1.0) -> Candidate:
+    plan = Plan.of({("layers.0.ffn", "serial"): size})
+    return Candidate(canonical_genotype(SPACE.first, THERE, lr_scale), Compiled(plan, plan.cost(SITES), 0))
+
+
+def done(score: float) -> Outcome:
+    return Outcome(State.DONE, 1, float(score))
+
+
+def finish(procedure, tell) -> np.ndarray:
+    """Run a procedure to its end, telling every request of every batch."""
+    while True:
+        try:
+            batch = next(procedure)
+        except StopIteration as end:
+            return end.value
+        for request in batch:
+            tell(request)
+
+
+def test_a_request_has_the_share_of_the_steps_the_fraction_of_the_data_and_the_seed_of_its_base_model():
+    request = Bench(problem()).request(candidate(3, lr_scale=0.3), 0.25, base_model=4, label="S1")
+    assert request == Evaluate(candidate(3).compiled.plan, Fidelity(50, 0.5), 11, 0.3)
+    assert request.label == "S1"
+
+
+def test_the_baseline_counts_as_asked_for():
+    bench = Bench(problem(trials=3))
+    assert bench.left == 2
+    assert bench.is_spent(Evaluate(BASELINE, Fidelity(200, 0.5), 7))
+    assert Bench(problem()).left is None
+
+
+def test_a_batch_larger_than_what_is_left_is_a_mistake_of_the_procedure():
+    bench = Bench(problem(trials=3))
+    requests = [bench.request(candidate(size), 1.0, 0, "") for size in (1, 2, 3)]
+    with pytest.raises(AssertionError, match="3 requests, 2 trials are left"):
+        next(bench.ask(requests))
+
+
+def test_a_plan_that_several_options_share_is_trained_once():
+    bench = Bench(problem())
+    asked = []
+
+    def tell(request):
+        asked.append(request)
+        bench.tell(request, done(request.plan.sizes["layers.0.ffn", "serial"]))
+
+    table = finish(bench.measure([[candidate(1), candidate(2)], [candidate(1), candidate(5)]], 1.0, ["a", "b"]), tell)
+    assert table[..., 0].tolist() == [[1, 2], [1, 5]]
+    assert len(asked) == 3
+
+
+def test_what_is_known_from_an_earlier_stage_is_not_trained_again():
+    bench = Bench(problem(trials=10))
+    finish(bench.measure([[candidate(1), candidate(2)]], 1.0, ["S1"]), lambda r: bench.tell(r, done(0.5)))
+    assert bench.left == 7
+    table = finish(bench.measure([[candidate(1), candidate(3)]], 1.0, ["S2"]), lambda r: bench.tell(r, done(0.7)))
+    assert bench.left == 6
+    assert table.shape == (1, 2, 1)
+
+
+def test_a_request_is_told_when_every_task_is():
+    bench = Bench(problem(), tasks=("rte", "cola"))
+    request = bench.request(candidate(1), 1.0, 0, "")
+    bench.tell(request, done(0.5), task="rte")
+    assert not bench.is_told(request)
+    bench.tell(request, done(0.1), task="cola")
+    assert bench.is_told(request)
+    assert bench.told == 2
+
+
+def test_several_tasks_give_one_decision_in_which_each_counts_as_much():
+    """CoLA's Matthews correlation swings ten times as far as the accuracy of RTE: standardised, neither dominates."""
+    bench = Bench(problem(), tasks=("rte", "cola"))
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=24)
+
+    def tell(request):
+        size, model = request.plan.sizes["layers.0.ffn", "serial"], request.seed - 7
+        for task, unit, effect in (("rte", 0.01, 1.0), ("cola", 0.1, 0.0)):
+            noise = 0.9 * shared[model] + 0.4 * rng.normal()
+            bench.tell(request, done(0.5 + unit * (effect * (size == 2) + noise)), task)
+
+    options = [[candidate(size)] * 24 for size in (1, 2)]
+    table = finish(bench.measure(options, 1.0, ["small", "large"]), tell)
+    assert table.shape == (2, 24, 2)
+    raw = decide(compare(table.mean(axis=2), 0.05, 500, np.random.default_rng(0)), 0.3, 0.05)
+    fair = decide(compare(standardise(table), 0.05, 500, np.random.default_rng(0)), 0.3, 0.05)
+    assert fair.kept == (1,)
+    assert raw.kept == (0,)  # the unit of CoLA hides what RTE shows
