@@ -211,6 +211,32 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(one_shot):
         one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
 
 
+def test_in_bfloat16_it_trains_and_the_gates_get_their_gradients(evaluator, tmp_path):
+    half = copy.deepcopy(evaluator)
+    half.device.bf16 = True
+    with one_shot_factory(half, lora_space(half), tmp_path)(TRAINING) as one_shot:
+        gates = warm(one_shot, steps=10)
+        step = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+        assert np.isfinite(step.loss)
+        assert step.on.all()
+        assert one_shot._weights.parameters[0].dtype == torch.float32
+
+
+def test_two_halves_of_one_batch_size_cost_one_pass_each(one_shot):
+    warm(one_shot, steps=3)
+    assert (one_shot.passes, one_shot.steps) == (3, 3)
+    one_shot.step(open_gates(one_shot.modules), "validation", gate_gradients=True, update_weights=False)
+    assert (one_shot.passes, one_shot.steps) == (4, 3)
+
+
+def test_the_learning_rate_falls_linearly_to_zero(one_shot):
+    rates = []
+    for _ in range(3):
+        one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
+        rates.append(one_shot._weights._optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2 * (1 - n / TRAINING.steps) for n in (1, 2, 3)])
+
+
 # -- keeping and resuming -------------------------------------------------------------------------------------------
 
 
