@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-PURE_ROOMS = ("errors", "sites", "cost", "plan", "space", "spaces", "outcome", "surrogate")
+PURE_ROOMS = ("errors", "sites", "cost", "plan", "space", "spaces", "outcome", "gates", "surrogate")
 UNSAFE_MODULES = ("pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")
 PRINTING_ROOMS = ("cli", "__main__", "report", "demo")
 COMMAND_STATEMENTS = 30
@@ -175,7 +175,7 @@ def only_the_front_prints(house: House) -> list[str]:
 def engine_rooms_do_not_look_up(house: House) -> list[str]:
     """Data flows one way: what builds, trains and reads data knows no strategy, study, report or command line."""
     upstairs = [f"peftscout.{room}" for room in ("strategies", "engine", "study", "report", "api", "cli", "demo")]
-    engine = ("architecture", "ops", "tuner", "tasks", "training", "backbone")
+    engine = ("architecture", "ops", "tuner", "supernet", "tasks", "training", "backbone")
     return knows(house, [m for m in house.values() if m.within(*engine)], *upstairs)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +18,7 @@ from peftscout.backbone import Backbone, load_backbone
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
 from peftscout.errors import NothingFeasibleError, StudyError
+from peftscout.gates import WeightTraining
 from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate, Fidelity, Outcome
 from peftscout.plan import Budget, Plan
@@ -29,6 +31,7 @@ from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, Study, versions, write_json
 from peftscout.tasks import Encoded, Split, Task, compute_metrics, encode_cached, load_task
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
+from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
 from peftscout.training.settings import TrainingSettings
 
 FINAL_SEED = 10_000
@@ -225,8 +228,8 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     later = _evaluations_after_search(config)
     runner.reporter.planned(config.trials + later)
     request = Evaluate(problem.baseline, problem.fidelity, problem.seed, 1.0, prepared.baseline.label)
+    strategy = make_strategy(config.strategy, _with_supernet(problem, runner), config.strategy_options)
     records = [runner(request, "search")]
-    strategy = make_strategy(config.strategy, problem, config.strategy_options)
     strategy.tell(request, _outcome(records[0]))
     while len(records) < config.trials and not _time_is_up(config, records):
         requests = strategy.ask(1)
@@ -238,6 +241,17 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
             strategy.tell(request, _outcome(records[-1]))
     runner.reporter.planned(len(records) + later)
     return _best_of(records), records[0]
+
+
+def _with_supernet(problem: Problem, runner: Runner) -> Problem:
+    """Let strategies that need one open a supernet, whose search is kept in the study's folder."""
+    factory = one_shot_factory(runner.evaluator, problem.space, runner.study.folder / "search")
+
+    def opened(training: WeightTraining) -> AbstractContextManager[SupernetInTraining]:
+        runner.reporter.note(f"supernet of {len(problem.space.choices)} choices: at most {training.steps} steps")
+        return factory(training)
+
+    return replace(problem, one_shot=opened)
 
 
 def _evaluations_after_search(config: StudyConfig) -> int:

@@ -91,14 +91,37 @@ class Op(Protocol):
         """Return views of ``params`` that are the op of the smaller ``size`` (nested: its first rows or columns)."""
         ...
 
+    def weigh(self, params: Tensors, weights: Tensor) -> Tensors:
+        """Return ``params`` with its units (ranks, neurons, tokens) weighted by ``weights [size]``, differentiably.
+
+        Weight 1 on the first s units and 0 on the rest is `shrink` to s, without a slice.
+        """
+        ...
+
     def fold(self, params: Tensors, host: Affine, settings: OpSettings) -> Affine | None:
         """Return the host with the op folded in, exactly; ``None`` when this op cannot be folded into this host."""
         ...
 
 
-def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:
-    """Return y + delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
-    return (y + op.delta(params, x, y, settings)).to(y.dtype)
+class Gate(NamedTuple):
+    """How much of an op is there, in a supernet.
+
+    Attributes:
+        on: factor on the op's delta, a scalar tensor.
+        weights: weight of each unit, ``[size]``; ``None``: every unit counts whole.
+    """
+
+    on: Tensor
+    weights: Tensor | None = None
+
+
+def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate | None = None) -> Tensor:
+    """Return y + on * delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
+    if gate is None:
+        return (y + op.delta(params, x, y, settings)).to(y.dtype)
+    if gate.weights is not None:
+        params = op.weigh(params, gate.weights)
+    return (y + gate.on * op.delta(params, x, y, settings)).to(y.dtype)
 
 
 def generator_for(seed: int, site: str, op: str) -> torch.Generator:

@@ -33,3 +33,8 @@ def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
         "U": params["U"][..., :size],
         "u": params["u"],
     }
+
+
+def weigh(params: Tensors, weights: Tensor) -> Tensors:
+    """The columns of U, behind the activation; the bias u is no unit's."""
+    return {**params, "U": params["U"] * weights}

@@ -32,6 +32,11 @@ def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
     return {"A": params["A"][..., :size, :], "B": params["B"][..., :size]}
 
 
+def weigh(params: Tensors, weights: Tensor) -> Tensors:
+    """The rows of A: B diag(w) A. Once is enough, and A and B both see it."""
+    return {**params, "A": params["A"] * weights[:, None]}
+
+
 def fold(params: Tensors, host: Affine, settings: OpSettings) -> Affine:
     """W + scale * B A."""
     return Affine(host.weight + settings.lora_scale * params["B"] @ params["A"], host.bias)

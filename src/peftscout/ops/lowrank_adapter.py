@@ -40,5 +40,10 @@ def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
     return {**rows, **columns, "d": params["d"], "u": params["u"]}
 
 
+def weigh(params: Tensors, weights: Tensor) -> Tensors:
+    """The rows of D1 and of U1: both products have the same rank."""
+    return {**params, "D1": params["D1"] * weights[:, None], "U1": params["U1"] * weights[:, None]}
+
+
 def fold(params: Tensors, host: Affine, settings: OpSettings) -> None:
     """A nonlinear map does not fold."""

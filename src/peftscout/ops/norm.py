@@ -37,6 +37,11 @@ def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
     return dict(params)
 
 
+def weigh(params: Tensors, weights: Tensor) -> Tensors:
+    """There is one size only, and it is whole."""
+    return params
+
+
 def fold(params: Tensors, host: Affine, settings: OpSettings) -> Affine:
     """w (1 + s) and b (1 + s) + t."""
     factor = 1 + params["s"]

@@ -16,6 +16,7 @@ def shapes(site: Site, size: int) -> Shapes:
 
 init = bottleneck.init
 shrink = bottleneck.shrink
+weigh = bottleneck.weigh
 
 
 def delta(params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:

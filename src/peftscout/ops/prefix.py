@@ -55,13 +55,24 @@ def delta(params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor
         *batch, keys.shape[-3], -1, head_size
     )  # [batch, kv_heads, group * queries, size]
     scores = F.pad(grouped @ keys.mT, (1, 0))  # the first is the score of nothing
-    attended = scores.softmax(-1)[..., 1:] @ values
+    shares = scores.softmax(-1)
+    if "weights" in params:  # of a supernet's tokens; by a product and not by log-weights, whose slope at 0 is infinite
+        weighted = shares[..., 1:] * params["weights"]
+        total = shares[..., :1] + weighted.sum(-1, keepdim=True)
+        attended = weighted / total.clamp_min(torch.finfo(total.dtype).tiny) @ values
+    else:
+        attended = shares[..., 1:] @ values
     return attended.reshape(*x.shape[:-1], values.shape[-1]).transpose(-3, -2)
 
 
 def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
     """Length P is the first P keys and values."""
     return {name: tensor[..., :size, :] for name, tensor in params.items()}
+
+
+def weigh(params: Tensors, weights: Tensor) -> Tensors:
+    """The exponentials of S: a token of weight 0 takes no attention, as one of score minus infinity."""
+    return {**params, "weights": weights}
 
 
 def fold(params: Tensors, host: Affine, settings: OpSettings) -> None:

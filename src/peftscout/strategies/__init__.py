@@ -9,8 +9,11 @@ from typing import Any
 from peftscout.errors import ConfigError, nearest
 from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
 from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.bipeft import bipeft
+from peftscout.strategies.bipeft_options import BipeftOptions
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.strategies.random import random_search
+from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
 from peftscout.strategies.uniform import uniform
 
 __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy"]
@@ -18,6 +21,8 @@ __all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
     "autopeft": (autopeft, AutoPeftOptions),
     "design-spaces": (design_spaces, DesignSpacesOptions),
+    "bipeft": (bipeft, BipeftOptions),
+    "s3delta": (s3delta, S3DeltaOptions),
     "random": (random_search, None),
     "uniform": (uniform, None),
 }

@@ -7,13 +7,18 @@ function of its problem and of the outcomes it was told, in order: that is what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from peftscout.outcome import Evaluate, Fidelity, Outcome
 from peftscout.plan import Budget, Plan, Sites
 from peftscout.space import Space
+
+if TYPE_CHECKING:
+    from peftscout.gates import WeightTraining
+    from peftscout.strategies.one_shot import OneShot
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Problem:
         fidelity: what a full evaluation gets.
         seed: of the search.
         lr_scales: learning-rate factors that the search may draw from.
+        one_shot: opens a supernet of the space, for strategies that search on one; ``None``: there is none to be had.
     """
 
     sites: Sites
@@ -39,6 +45,9 @@ class Problem:
     trials: int | None = None
     seed: int = 0
     lr_scales: tuple[float, ...] = (1.0,)
+    one_shot: Callable[[WeightTraining], AbstractContextManager[OneShot]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
 
 class Strategy(Protocol):

@@ -123,10 +123,12 @@ class Evaluator:
             del model
             self.device.accelerator.free_memory()
             gc.collect()
-            if tuner.fingerprint(self.backbone.model) != self._fingerprint:
-                raise TunerError(
-                    "the backbone was changed by a trial; scores after it would be wrong: please report this"
-                )
+            self.check_backbone()
+
+    def check_backbone(self) -> None:
+        """Raise a TunerError unless the backbone is, bit for bit, what it was at first."""
+        if tuner.fingerprint(self.backbone.model) != self._fingerprint:
+            raise TunerError("the backbone was changed by a trial; scores after it would be wrong: please report this")
 
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
         """Return predictions in row order of an adapted model on ``rows``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from peftscout.errors import TunerError
-from peftscout.ops import OPS, Affine, OpSettings, apply, generator_for
+from peftscout.ops import OPS, Affine, Gate, OpSettings, apply, generator_for
 from peftscout.tuner.config import HostedOp
 from peftscout.tuner.host import read_affine, write_affine
 from peftscout.tuner.registration import PREFIX
@@ -52,6 +52,7 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.hosted: dict[str, tuple[HostedOp, ...]] = {}
         self.settings: dict[str, OpSettings] = {}
         self.sublayer_input: SublayerInput | None = None
+        self.gates: Mapping[str, Gate] | None = None  # of a supernet: an op without a gate is closed, and skipped
         self.merged_adapters: list[str] = []
         self._containers: dict[str, dict[str, str]] = {}  # op -> name of a tensor -> container
         self._unmerged: dict[str, Tensor] = {}
@@ -85,6 +86,10 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Return the tensors of ``op`` by the names that it gives them."""
         return {kind: self._container(op, kind)[adapter_name] for kind in self._containers[op]}
 
+    def names_of(self, op: str) -> Mapping[str, str]:
+        """Return the name of the container of each tensor of ``op``, by the name that the op gives it."""
+        return self._containers[op]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the leaf's output with the ops of each active adapter applied to it, in the order of `ops.OPS`."""
         if self.disable_adapters and self.merged:
@@ -92,14 +97,14 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         y: Tensor = self.base_layer(x, *args, **kwargs)
         sublayer_input = self.sublayer_input.take() if self.sublayer_input is not None else None
         for adapter, hosted in self._at_work():
-            if hosted.op == "prefix":
-                continue  # applied where the attention is computed
+            if hosted.op == "prefix" or self._is_closed(hosted.op):
+                continue  # a prefix is applied where the attention is computed
             source = x
             if hosted.op == "parallel":
                 if sublayer_input is None:
                     raise TunerError(f"{hosted.place}: nothing went through {hosted.site.input_module} before this")
                 source = sublayer_input
-            y = apply(OPS[hosted.op], self.parameters_of(adapter, hosted.op), source, y, self.settings[adapter])
+            y = self._applied(adapter, hosted.op, source, y)
         return y
 
     def attend_to_prefix(self, queries: Tensor, output: Tensor) -> Tensor:
@@ -108,10 +113,16 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         ``queries [batch, heads, queries, head_size]`` are scaled already.
         """
         for adapter, hosted in self._at_work():
-            if hosted.op == "prefix":
-                params = self.parameters_of(adapter, "prefix")
-                output = apply(OPS["prefix"], params, queries, output, self.settings[adapter])
+            if hosted.op == "prefix" and not self._is_closed("prefix"):
+                output = self._applied(adapter, "prefix", queries, output)
         return output
+
+    def _is_closed(self, op: str) -> bool:
+        return self.gates is not None and op not in self.gates
+
+    def _applied(self, adapter: str, op: str, x: Tensor, y: Tensor) -> Tensor:
+        gate = None if self.gates is None else self.gates[op]
+        return apply(OPS[op], self.parameters_of(adapter, op), x, y, self.settings[adapter], gate)
 
     def _at_work(self) -> Iterator[tuple[str, HostedOp]]:
         if self.disable_adapters or self.merged:

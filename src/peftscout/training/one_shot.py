@@ -1,0 +1,327 @@
+"""A supernet in training: the `strategies.one_shot.OneShot` that a differentiable strategy drives, on torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peftscout import tuner
+from peftscout.errors import StudyError
+from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
+from peftscout.space import Space
+from peftscout.supernet import Leaves, Supernet
+from peftscout.training.evaluator import Evaluator
+from peftscout.training.kept_search import KeptSearch
+from peftscout.training.loop import Progress, parameter_groups, set_training
+from peftscout.training.split_rows import RowsInHalves
+
+REACH = 0.01
+"""Norm of the step of DARTS' finite difference (Liu et al., 2019, section 2.3)."""
+
+
+def one_shot_factory(
+    evaluator: Evaluator, space: Space, folder: Path, progress: Progress | None = None
+) -> Callable[[WeightTraining], AbstractContextManager[SupernetInTraining]]:
+    """Return what opens the supernet of ``space`` on the evaluator's backbone; its state is kept in ``folder``."""
+
+    @contextmanager
+    def opened(training: WeightTraining) -> Iterator[SupernetInTraining]:
+        one_shot = SupernetInTraining(evaluator, space, training, KeptSearch(folder), progress)
+        try:
+            yield one_shot
+        finally:
+            one_shot.close()
+            evaluator.check_backbone()
+
+    return opened
+
+
+class SupernetInTraining:
+    """The supernet of a space, its weights, their optimiser and the order of the data.
+
+    It is built at the first pass, so that a finished search can be read without building anything.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        space: Space,
+        training: WeightTraining,
+        kept: KeptSearch,
+        progress: Progress | None = None,
+    ) -> None:
+        self.modules = Modules(space)
+        self._evaluator, self._training, self._kept, self._progress = evaluator, training, kept, progress
+        self._rows = RowsInHalves(
+            evaluator.data.train,
+            evaluator.settings.batch_size,
+            training.seed,
+            evaluator.make_batch,
+            evaluator.device,
+        )
+        self._built: _Weights | None = None
+        self._pending: dict[str, np.ndarray] | None = None
+        self._products: dict[str, dict[int, Tensor]] = {"train": {}, "validation": {}}
+        self._events: list[Mapping[str, Any]] = []
+        self.steps = 0
+        self.passes = 0
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def step(self, gates: Gates, split: str, *, gate_gradients: bool, update_weights: bool) -> Step:
+        """Pass over the next batch of ``split``; see `strategies.one_shot.OneShot.step`.
+
+        Raises:
+            StudyError: when the loss is not finite.
+        """
+        weights = self._weights
+        leaves = weights.net.trace_gates(gates) if gate_gradients else None
+        if leaves is None:
+            weights.net.set_gates(gates)
+        loss = self._backward(self._rows.draw(split), stream=split == "train")
+        saliency, agreement = self._saliency(split)
+        if update_weights:
+            weights.update()
+            self.steps += 1
+            if self._progress is not None:
+                self._progress(self.steps, self._training.steps)
+        on, size = leaves.gradients() if leaves is not None else (np.zeros_like(gates.on), np.zeros_like(gates.size))
+        return Step(loss, on, size, saliency, agreement)
+
+    def unrolled(self, gates: Gates) -> Step:
+        """Return DARTS' second-order gate gradients; see `strategies.one_shot.OneShot.unrolled`.
+
+        With w' = w - (one optimiser step on the training batch), the gradient is that of L_val(w') less the mixed
+        second derivative of L_train along R grad L_val(w'), R being the learning rate of each tensor; by a central
+        difference. w' is made in place and taken back, so there is no second model.
+        """
+        weights = self._weights
+        weights.net.set_gates(gates)
+        batch = self._rows.peek("train")
+        self._backward(batch, stream=True)
+        before = weights.snapshot()
+        weights.update()
+        leaves = weights.net.trace_gates(gates)
+        loss = self._backward(self._rows.draw("validation"), stream=False)
+        direction = weights.scaled_gradients()
+        weights.restore(before)
+        first = leaves.gradients()
+        nothing = np.zeros(len(self.modules))
+        norm = float(torch.stack([d.square().sum() for d in direction.values()]).sum().sqrt())
+        if norm == 0.0:
+            return Step(loss, *first, nothing, nothing)
+        reach = REACH / norm
+        plus, minus = (self._gate_gradients_at(gates, batch, direction, sign * reach) for sign in (1, -1))
+        weights.restore(before)
+        on, size = (d1 - (p - m) / (2 * reach) for d1, p, m in zip(first, plus, minus, strict=True))
+        return Step(loss, on, size, nothing, nothing)
+
+    def _gate_gradients_at(
+        self, gates: Gates, batch: dict[str, Tensor], direction: Mapping[nn.Parameter, Tensor], reach: float
+    ) -> tuple[Floats, Floats]:
+        """Return the gate gradients on ``batch`` with the weights moved along ``direction``; they are moved back."""
+        _move(direction, reach)
+        leaves: Leaves = self._weights.net.trace_gates(gates)
+        self._backward(batch, stream=True)
+        _move(direction, -reach)
+        return leaves.gradients()
+
+    def _backward(self, batch: dict[str, Tensor], stream: bool) -> float:
+        """Leave the gradients of the loss on ``batch`` in the weights, and nothing else; return the loss.
+
+        Dropout depends on the step and the stream: the passes of one unrolled step share theirs.
+        """
+        model, device = self._weights.net.model, self._evaluator.device
+        for p in self._weights.parameters:
+            p.grad = None
+        torch.manual_seed(_stream_seed(self._training.seed, self.steps, stream))
+        set_training(model, self._evaluator.settings.backbone_dropout)
+        with device.autocast():
+            loss = model(**batch).loss
+        if not torch.isfinite(loss):
+            raise StudyError(
+                f"the supernet's loss is {loss.item()} at step {self.steps + 1}: "
+                "set a lower strategy_options.learning_rate"
+            )
+        device.accelerator.backward(loss)
+        self.passes += 1
+        return float(loss.item())
+
+    def _saliency(self, split: str) -> tuple[Floats, Floats]:
+        """Return sum abs(theta grad) and the mean cosine with the other split's products, of every module."""
+        modules = len(self.modules)
+        if not self._training.saliency:
+            return np.zeros(modules), np.zeros(modules)
+        weights = self._weights
+        reached = [(n, p) for n, p in enumerate(weights.of_modules) if p.grad is not None]
+        mine = {n: (p.detach() * p.grad).float() for n, p in reached if p.grad is not None}
+        other = self._products["validation" if split == "train" else "train"]
+        self._products[split] = mine
+        absolute, cosine = np.zeros(len(weights.of_modules)), np.zeros(len(weights.of_modules))
+        if mine:
+            absolute[list(mine)] = _numbers([product.abs().sum() for product in mine.values()])
+        if both := [n for n in mine if n in other]:
+            cosine[both] = _numbers([torch.cosine_similarity(mine[n].flatten(), other[n].flatten(), 0) for n in both])
+        counts = np.bincount(weights.owner, minlength=modules)
+        return (
+            np.bincount(weights.owner, absolute, minlength=modules).astype(np.float64),
+            np.bincount(weights.owner, cosine, minlength=modules) / counts,
+        )
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append to the event log."""
+        self._events.append(dict(event))
+
+    def keep(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Save everything, all or nothing."""
+        everything = {f"strategy/{name}": a for name, a in arrays.items()}
+        everything |= self._weights.state() if self._built is not None else (self._pending or {})
+        for split, products in self._products.items():
+            everything |= {f"products/{split}/{n}": t.cpu().numpy() for n, t in products.items()}
+        here = {"steps": self.steps, "passes": self.passes, "drawn": self._rows.drawn}
+        self._kept.save(everything, {"strategy": dict(facts), **here}, self._events)
+
+    def resume(self) -> Kept | None:
+        """Go back to where everything was saved last, and return the strategy's part of it."""
+        if (found := self._kept.load()) is None:
+            return None
+        arrays, facts, self._events = found
+        self.steps, self.passes = facts["steps"], facts["passes"]
+        self._rows.skip(facts["drawn"])
+        for split in self._products:
+            self._products[split] = {
+                int(name): torch.as_tensor(a, device=self._evaluator.device.torch_device)
+                for name, a in _below(f"products/{split}/", arrays).items()
+            }
+        self._pending = {n: a for n, a in arrays.items() if n.startswith(("weights/", "optimiser/"))}
+        if self._built is not None:
+            self._built.load(self._pending, self.steps)
+        return Kept(_below("strategy/", arrays), facts["strategy"])
+
+    @property
+    def _weights(self) -> _Weights:
+        if self._built is None:
+            self._built = _Weights(self._evaluator, self.modules.space, self._training)
+            if self._pending is not None:
+                self._built.load(self._pending, self.steps)
+        return self._built
+
+    def close(self) -> None:
+        """Give the backbone back."""
+        if self._built is not None:
+            tuner.reset(self._built.net.model)
+            self._built = None
+
+
+_Snapshot = tuple[list[Tensor], dict[Tensor, dict[str, Tensor]], int]
+"""Weights, state of the optimiser by weight, steps taken."""
+
+
+class _Weights:
+    """The supernet and the optimiser of its weights."""
+
+    def __init__(self, evaluator: Evaluator, space: Space, training: WeightTraining) -> None:
+        backbone = evaluator.backbone
+        self.net = Supernet.build(
+            backbone.model, space, backbone.model_map, settings=evaluator.op_settings, seed=training.seed
+        )
+        self._clip = training.clip
+        modules = range(len(self.net.modules))
+        self.of_modules = [p for m in modules for p in self.net.parameters_of(m)]
+        self.owner = np.array([m for m in modules for _ in self.net.parameters_of(m)])
+        rates = dict(evaluator.settings.learning_rates)
+        if training.learning_rate is not None:
+            rates |= {op: training.learning_rate for op in rates if op != "head"}
+        settings = replace(evaluator.settings, learning_rates=rates, weight_decay=training.weight_decay)
+        self._optimiser = torch.optim.AdamW(parameter_groups(tuner.parameters_by_op(self.net.model), settings, 1.0))
+        self._base_rates = [group["lr"] for group in self._optimiser.param_groups]
+        self.parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
+        self._steps = training.steps
+        self._set_rates(0)
+
+    def _set_rates(self, step: int) -> None:
+        """Linear decay to 0 without a warm-up."""
+        self._step = step
+        for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * max(0.0, 1 - step / self._steps)
+
+    def update(self) -> None:
+        """One clipped optimiser step on the gradients; tensors without one are left alone."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
+        self._optimiser.step()
+        self._set_rates(self._step + 1)
+
+    def scaled_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Return every gradient, clipped, times the learning rate of the step that was just taken."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
+        decay = max(0.0, 1 - (self._step - 1) / self._steps)
+        return {
+            p: rate * decay * p.grad.detach().clone()
+            for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True)
+            for p in group["params"]
+            if p.grad is not None
+        }
+
+    def snapshot(self) -> _Snapshot:
+        """Return copies of weights and optimiser state."""
+        state = {p: {k: v.clone() for k, v in s.items()} for p, s in self._optimiser.state.items()}
+        return [p.detach().clone() for p in self.parameters], state, self._step
+
+    def restore(self, snapshot: _Snapshot) -> None:
+        """Write a `snapshot` back, bit for bit."""
+        values, state, step = snapshot
+        with torch.no_grad():
+            for p, value in zip(self.parameters, values, strict=True):
+                p.copy_(value)
+        self._optimiser.state.clear()
+        self._optimiser.state.update({p: {k: v.clone() for k, v in s.items()} for p, s in state.items()})
+        self._set_rates(step)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return copies of weights and optimiser state as arrays."""
+        arrays = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in enumerate(self.parameters)}
+        for n, p in enumerate(self.parameters):
+            for name, value in self._optimiser.state.get(p, {}).items():
+                arrays[f"optimiser/{n}/{name}"] = value.cpu().numpy().copy()
+        return arrays
+
+    def load(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Take up a `state` after ``step`` steps."""
+        self._optimiser.state.clear()
+        with torch.no_grad():
+            for n, p in enumerate(self.parameters):
+                p.copy_(torch.as_tensor(arrays[f"weights/{n}"]))
+                if moments := _below(f"optimiser/{n}/", arrays):
+                    # AdamW keeps its count of steps on the CPU.
+                    self._optimiser.state[p] = {
+                        name: torch.tensor(a, device="cpu" if name == "step" else p.device)
+                        for name, a in moments.items()
+                    }
+        self._set_rates(step)
+
+
+def _move(direction: Mapping[nn.Parameter, Tensor], reach: float) -> None:
+    with torch.no_grad():
+        for p, d in direction.items():
+            p.add_(d, alpha=reach)
+
+
+def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def _numbers(scalars: list[Tensor]) -> Floats:
+    return np.asarray(torch.stack(scalars).double().cpu().numpy())
+
+
+def _stream_seed(seed: int, step: int, stream: bool) -> int:
+    return int(np.random.SeedSequence([seed, step, int(stream)]).generate_state(1)[0])

@@ -1,0 +1,138 @@
+"""Whole studies with differentiable strategies on tiny models."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+import peftscout
+from peftscout.errors import SpaceError
+from peftscout.study import read_records
+from peftscout.training.kept_search import KeptSearch
+from tiny_task import save_tiny_model, tiny_tokenizer, write_task
+
+QUICK = {
+    "trials": 3,
+    "steps": 8,
+    "final": {"seeds": 0},
+    "progress": False,
+    "strategy_options": {"keep_every": 3},
+    "training": {"batch_size": 8, "threads": 1},
+}
+PAIRS = (("bipeft", "bipeft-s1"), ("bipeft", "bipeft-s2"), ("s3delta", "s3delta-m"), ("s3delta", "lora"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_task(tmp_path_factory.mktemp("data"), train=80, validation=20)
+
+
+def end_every_text(folder: Path) -> None:
+    """T5 classifies at the end of a text, so its tokenizer must write one."""
+    tokenizer = tiny_tokenizer()
+    end = ("[SEP]", tokenizer.sep_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=[end])
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.sep_token_id}))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    made: dict[str, Path] = {}
+
+    def model(name: str) -> Path:
+        if name not in made:
+            made[name] = save_tiny_model(tmp_path_factory.mktemp(name), name)
+            if name == "t5":
+                end_every_text(made[name])
+        return made[name]
+
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize(("strategy", "space"), PAIRS)
+def test_a_study_searches_on_a_supernet_and_evaluates_the_result(models, data, tmp_path, name, strategy, space):
+    result = peftscout.search(
+        models(name), data, budget="5%", study=tmp_path / "s", strategy=strategy, space=space, **QUICK
+    )
+    baseline, found, *alternatives = result.summary["trials"]
+    assert baseline["label"].startswith("uniform LoRA")
+    assert found["label"] == strategy
+    assert all(t["label"] == f"{strategy}, alternative" for t in alternatives)
+    assert all(t["state"] == "done" for t in (found, *alternatives))
+    assert all(0 < t["cost"] <= result.summary["budget"]["parameters"] for t in (found, *alternatives))
+
+
+def test_the_state_of_the_search_is_kept_in_the_study_as_safetensors_and_json(models, data, tmp_path):
+    where = {"budget": "2%", "study": tmp_path / "s", "strategy": "s3delta", "space": "s3delta-l"}
+    first = peftscout.search(models("bert"), data, **where, **QUICK)
+    names = {p.suffix for p in (tmp_path / "s" / "search").iterdir()}
+    assert names == {".safetensors", ".json", ".jsonl"}
+    events = (tmp_path / "s" / "search" / "events.jsonl").read_text().splitlines()
+    event = json.loads(events[-1])
+    assert event["iteration"] == 8
+    assert event["expected_size"] == pytest.approx(event["budget"], rel=1e-5)
+    before = (tmp_path / "s" / "search" / "kept.json").read_bytes()
+    again = peftscout.search(models("bert"), data, **where, **QUICK)
+    assert again.summary == first.summary
+    assert (tmp_path / "s" / "search" / "kept.json").read_bytes() == before
+
+
+def test_a_space_with_switches_is_refused_before_any_training(models, data, tmp_path):
+    with pytest.raises(SpaceError, match="switch"):
+        peftscout.search(
+            models("bert"), data, budget="5%", study=tmp_path / "s", strategy="bipeft", space="autopeft", **QUICK
+        )
+    assert read_records(tmp_path / "s") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m")])
+def test_killed_at_any_moment_a_search_ends_with_the_same_state_and_trials(models, data, tmp_path, strategy, space):
+    options = {"keep_every": 2, "steps": 20}
+    if strategy == "bipeft":
+        options |= {"threshold": 0.1, "warmup": 0.1}
+    arguments = [
+        sys.executable, "-m", "peftscout", "search", str(models("bert")), "--budget", "5%", "--data", str(data),
+        "--strategy", strategy, "--space", space, "--trials", "3", "--steps", "4", "--final-seeds", "0",
+        "--set", f"strategy_options={json.dumps(options)}", "--set", "training.threads=1",
+    ]  # fmt: skip
+
+    def run(study: Path, kill_after: float | None) -> None:
+        process = subprocess.Popen(
+            [*arguments, "--study", str(study)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if kill_after is not None:
+            for line in process.stderr:  # the clock starts with the baseline's end, not with the imports
+                if "search 0:" in line and "parameters" not in line:
+                    break
+            time.sleep(kill_after)
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+
+    run(tmp_path / "whole", None)
+    for kill_after in (0.3, 0.8, 1.5):
+        run(tmp_path / "killed", kill_after)
+    run(tmp_path / "killed", None)
+
+    def identity(folder: Path):
+        return [(r.number, r.stage, r.request, r.outcome.score) for r in read_records(folder)]
+
+    assert identity(tmp_path / "killed") == identity(tmp_path / "whole")
+    whole, killed = KeptSearch(tmp_path / "whole" / "search").load(), KeptSearch(tmp_path / "killed" / "search").load()
+    assert whole is not None
+    assert killed is not None
+    assert whole[1:] == killed[1:]
+    assert all(np.array_equal(whole[0][name], killed[0][name]) for name in whole[0])

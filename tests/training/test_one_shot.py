@@ -1,0 +1,360 @@
+"""The supernet in training: what strategies are told is right, and a search that was cut off goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from peftscout import tuner
+from peftscout.backbone import load_backbone
+from peftscout.errors import StudyError
+from peftscout.gates import Gates, Modules, WeightTraining
+from peftscout.plan import Budget
+from peftscout.space import Choice, Space, load_space
+from peftscout.strategies.bipeft import BipeftSearch
+from peftscout.strategies.bipeft_options import BipeftOptions
+from peftscout.strategies.one_shot import run
+from peftscout.strategies.s3delta import S3DeltaOptions, S3DeltaSearch
+from peftscout.supernet import Supernet
+from peftscout.tasks import encode, load_task
+from peftscout.training.evaluator import EncodedTask, Evaluator
+from peftscout.training.kept_search import KeptSearch
+from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
+from peftscout.training.settings import TrainingSettings
+from peftscout.training.split_rows import RowsInHalves
+from tiny_task import save_tiny_model, write_task
+
+RATES = dict.fromkeys(
+    ("lora", "bias", "scale", "norm", "serial", "parallel", "lowrank_adapter", "prefix", "head"), 1e-2
+)
+TRAINING = WeightTraining(steps=40, learning_rate=None, weight_decay=0.0, clip=2.0, seed=3, saliency=True)
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory) -> Evaluator:
+    model = save_tiny_model(tmp_path_factory.mktemp("model"))
+    task = load_task(write_task(tmp_path_factory.mktemp("data"), train=150, validation=20))
+    backbone = load_backbone(str(model), task)
+    train, search = (encode(split, backbone.tokenizer, max_length=32) for split in (task.train, task.search))
+    return Evaluator(backbone, EncodedTask(task, train, search), TrainingSettings(RATES, batch_size=8))
+
+
+def lora_space(evaluator: Evaluator, sizes=(1, 2)) -> Space:
+    sites = evaluator.backbone.model_map.sites
+    choices = [Choice.untied(s.id, "lora", sizes) for s in sites.values() if s.role in ("q", "v")]
+    return Space("lora on q, v", tuple(choices), sites)
+
+
+def open_gates(modules: Modules, on: float = 1.0) -> Gates:
+    return Gates(np.full(len(modules), on), modules.one_hot(modules.levels - 1))
+
+
+@pytest.fixture
+def one_shot(evaluator, tmp_path):
+    with one_shot_factory(evaluator, lora_space(evaluator), tmp_path)(TRAINING) as opened:
+        yield opened
+
+
+def warm(one_shot: SupernetInTraining, steps: int = 4) -> Gates:
+    """Move the weights off their start, where half of all gradients vanish."""
+    gates = open_gates(one_shot.modules, 0.7)
+    for _ in range(steps):
+        one_shot.step(gates, "train", gate_gradients=False, update_weights=True)
+    return gates
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(evaluator: Evaluator, seed: int = 0) -> RowsInHalves:
+    return RowsInHalves(evaluator.data.train, 8, seed, evaluator.make_batch, evaluator.device)
+
+
+def test_the_halves_are_disjoint_and_cover_the_training_rows_and_nothing_else(evaluator):
+    rows = rows_of(evaluator)
+    ids = [tuple(f["input_ids"]) for half in rows.halves.values() for f in half.features]
+    assert sorted(ids) == sorted(tuple(f["input_ids"]) for f in evaluator.data.train.features)
+    assert abs(len(rows.halves["train"]) - len(rows.halves["validation"])) <= 1
+
+
+def test_skipping_is_drawing_that_often(evaluator):
+    drawn, skipped = rows_of(evaluator), rows_of(evaluator)
+    for _ in range(13):
+        drawn.draw("train")
+    drawn.draw("validation")
+    skipped.skip(drawn.drawn)
+    for split in ("train", "validation"):
+        assert torch.equal(drawn.draw(split)["input_ids"], skipped.draw(split)["input_ids"])
+
+
+def test_peeking_does_not_draw(evaluator):
+    rows = rows_of(evaluator)
+    seen = rows.peek("train")["input_ids"]
+    assert rows.drawn["train"] == 0
+    assert torch.equal(rows.draw("train")["input_ids"], seen)
+    assert not torch.equal(rows.draw("train")["input_ids"], seen)
+
+
+# -- what strategies are told ---------------------------------------------------------------------------------------
+
+
+def test_training_the_weights_brings_the_loss_down(one_shot):
+    losses = [
+        one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True).loss
+        for _ in range(40)
+    ]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_a_step_on_the_gates_leaves_the_weights_alone(one_shot):
+    gates = warm(one_shot)
+    before = one_shot._weights.state()
+    step = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+    after = one_shot._weights.state()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert step.on.any()
+    assert step.size.any()
+    assert step.saliency.all()
+
+
+def test_saliency_is_the_sum_of_weight_times_gradient_and_agreement_its_mean_cosine(one_shot):
+    gates = warm(one_shot)
+    weights = one_shot._weights
+
+    def products() -> list[list[torch.Tensor]]:
+        return [[p.detach() * p.grad for p in weights.net.parameters_of(m)] for m in range(len(one_shot.modules))]
+
+    one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+    validation = products()
+    step = one_shot.step(gates, "train", gate_gradients=False, update_weights=False)
+    for m, (mine, other) in enumerate(zip(products(), validation, strict=True)):
+        assert step.saliency[m] == pytest.approx(sum(float(t.abs().sum()) for t in mine), rel=1e-5)
+        cosines = [float((a * b).sum() / (a.norm() * b.norm())) for a, b in zip(mine, other, strict=True)]
+        assert step.agreement[m] == pytest.approx(np.mean(cosines), rel=1e-4)
+
+
+def test_validation_gradients_are_clean_of_those_of_the_training_step(one_shot):
+    """The release lets them add up, which makes train and validation agree more than they do."""
+    gates = warm(one_shot)
+    drawn = dict(one_shot._rows.drawn)
+    one_shot.step(gates, "train", gate_gradients=False, update_weights=False)
+    after_train = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+    one_shot._rows.skip(drawn)
+    alone = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+    assert np.array_equal(after_train.saliency, alone.saliency)
+
+
+def test_closed_modules_have_no_saliency_and_no_gate_gradient_unless_it_is_asked_for(one_shot):
+    gates = warm(one_shot)
+    closed = Gates(gates.on * (np.arange(len(gates.on)) > 0), gates.size)
+    skipped = one_shot.step(closed, "train", gate_gradients=False, update_weights=False)
+    assert skipped.saliency[0] == 0
+    assert skipped.saliency[1:].all()
+    assert not skipped.on.any()
+    traced = one_shot.step(closed, "validation", gate_gradients=True, update_weights=False)
+    assert traced.saliency[0] == 0
+    assert traced.on[0] != 0
+
+
+def test_the_second_order_gradient_is_the_slope_of_the_loss_after_a_step(evaluator, tmp_path):
+    """By finite differences in double precision through a plain gradient step, which AdamW's is replaced by."""
+    evaluator = copy.deepcopy(evaluator)
+    one_shot = SupernetInTraining(evaluator, lora_space(evaluator), TRAINING, KeptSearch(tmp_path))
+    gates = warm(one_shot)
+    weights = one_shot._weights
+    rate = 0.5
+    weights._optimiser = torch.optim.SGD(weights.parameters, lr=rate)
+    weights._base_rates, weights._clip = [rate], 1e9
+    weights._steps = 10**9
+    train, validation = one_shot._rows.peek("train"), one_shot._rows.peek("validation")
+
+    def loss_after_a_step(on: np.ndarray) -> float:
+        weights.net.set_gates(Gates(on, gates.size))
+        one_shot._backward(train, stream=True)
+        with torch.no_grad():
+            for p in weights.parameters:
+                p -= rate * p.grad
+            loss = weights.net.model(**validation).loss.item()
+        weights.restore(before)
+        return loss
+
+    weights.net.model.double()  # after which snapshots are doubles too
+    before = weights.snapshot()
+    direction = np.random.default_rng(0).standard_normal(len(gates.on))
+    slope = (loss_after_a_step(gates.on + 1e-4 * direction) - loss_after_a_step(gates.on - 1e-4 * direction)) / 2e-4
+    first = one_shot.unrolled(gates)
+    assert float(first.on @ direction) == pytest.approx(slope, rel=2e-2)
+
+
+def test_an_unrolled_step_leaves_weights_optimiser_and_training_data_where_they_were(one_shot):
+    gates = warm(one_shot)
+    before, drawn, passes = one_shot._weights.state(), dict(one_shot._rows.drawn), one_shot.passes
+    step = one_shot.unrolled(gates)
+    after = one_shot._weights.state()
+    assert set(before) == set(after)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert one_shot._rows.drawn == {"train": drawn["train"], "validation": drawn["validation"] + 1}
+    assert one_shot.passes == passes + 4
+    assert step.on.any()
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(one_shot):
+    warm(one_shot)
+    with torch.no_grad():
+        one_shot._weights.parameters[0].fill_(float("nan"))
+    with pytest.raises(StudyError, match="learning_rate"):
+        one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
+
+
+def test_in_bfloat16_it_trains_and_the_gates_get_their_gradients(evaluator, tmp_path):
+    half = copy.deepcopy(evaluator)
+    half.device.bf16 = True
+    with one_shot_factory(half, lora_space(half), tmp_path)(TRAINING) as one_shot:
+        gates = warm(one_shot, steps=10)
+        step = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+        assert np.isfinite(step.loss)
+        assert step.on.all()
+        assert one_shot._weights.parameters[0].dtype == torch.float32
+
+
+def test_two_halves_of_one_batch_size_cost_one_pass_each(one_shot):
+    warm(one_shot, steps=3)
+    assert (one_shot.passes, one_shot.steps) == (3, 3)
+    one_shot.step(open_gates(one_shot.modules), "validation", gate_gradients=True, update_weights=False)
+    assert (one_shot.passes, one_shot.steps) == (4, 3)
+
+
+def test_the_learning_rate_falls_linearly_to_zero(one_shot):
+    rates = []
+    for _ in range(3):
+        one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
+        rates.append(one_shot._weights._optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2 * (1 - n / TRAINING.steps) for n in (1, 2, 3)])
+
+
+# -- keeping and resuming -------------------------------------------------------------------------------------------
+
+
+def searches(evaluator: Evaluator, space: Space):
+    modules, budget = Modules(space), Budget(300, "300").parameters
+    options = BipeftOptions(steps=24, keep_every=5, warmup=0.1, threshold=0.1, triggers=8)
+    yield lambda: BipeftSearch(modules, budget, 24, 1, options)
+    yield lambda: S3DeltaSearch(modules, budget, 9, 1, S3DeltaOptions(log_every=2))
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("strategy", [0, 1], ids=["bipeft", "s3delta"])
+@pytest.mark.parametrize("kill_at", [3, 7, 16])
+def test_a_search_that_was_cut_off_goes_on_bit_for_bit(evaluator, tmp_path, strategy, kill_at, monkeypatch):
+    space = lora_space(evaluator)
+    fresh = list(searches(evaluator, space))[strategy]
+
+    def searched(folder: Path) -> None:
+        with one_shot_factory(evaluator, space, folder)(TRAINING) as one_shot:
+            run(fresh(), one_shot, keep_every=5)
+
+    searched(tmp_path / "whole")
+    backward, calls = SupernetInTraining._backward, []
+
+    def dying(self, batch, stream):
+        calls.append(stream)
+        if len(calls) == kill_at:
+            raise KilledError
+        return backward(self, batch, stream)
+
+    monkeypatch.setattr(SupernetInTraining, "_backward", dying)
+    with pytest.raises(KilledError):
+        searched(tmp_path / "cut")
+    searched(tmp_path / "cut")
+    whole, cut = KeptSearch(tmp_path / "whole").load(), KeptSearch(tmp_path / "cut").load()
+    assert whole is not None
+    assert cut is not None
+    assert whole[1:] == cut[1:]
+    assert set(whole[0]) == set(cut[0])
+    assert all(np.array_equal(whole[0][name], cut[0][name]) for name in whole[0])
+
+
+def test_a_finished_search_is_read_without_building_anything(evaluator, tmp_path, monkeypatch):
+    space = lora_space(evaluator)
+    fresh = next(searches(evaluator, space))
+    with one_shot_factory(evaluator, space, tmp_path)(TRAINING) as one_shot:
+        first = fresh()
+        run(first, one_shot, keep_every=5)
+    monkeypatch.setattr(Supernet, "build", None)
+    with one_shot_factory(evaluator, space, tmp_path)(TRAINING) as one_shot:
+        again = fresh()
+        run(again, one_shot, keep_every=5)
+    assert again.select() == first.select()
+
+
+@pytest.mark.parametrize("name", ["bipeft-s1", "bipeft-s2", "s3delta-m"])
+def test_the_published_spaces_train_and_leave_the_backbone_as_it_was(evaluator, tmp_path, name):
+    space = load_space(name, evaluator.backbone.model_map.sites)
+    space = space.restrict(lambda c: "layers.0" in c.site)
+    before = tuner.fingerprint(evaluator.backbone.model)
+    modules = Modules(space)
+    with one_shot_factory(evaluator, space, tmp_path)(TRAINING) as one_shot:
+        search = BipeftSearch(modules, 400, 4, 0, BipeftOptions())
+        run(search, one_shot, keep_every=2)
+    assert tuner.fingerprint(evaluator.backbone.model) == before
+    assert 0 < modules.plan(search.select()).cost(space.sites) <= 400
+
+
+# -- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_kept_is_read_back_and_the_state_before_is_gone(tmp_path):
+    kept = KeptSearch(tmp_path / "search")
+    assert kept.load() is None
+    kept.save({"a": np.arange(3)}, {"n": 1}, [{"x": 1}])
+    arrays = {"a": np.arange(4), "none": np.zeros((0, 2), dtype=bool), "scalar": np.array(7)}
+    kept.save(arrays, {"n": 2}, [{"x": 1}, {"x": 2}])
+    found, facts, events = kept.load()
+    assert all(np.array_equal(found[name], a) and found[name].shape == a.shape for name, a in arrays.items())
+    assert (facts, events) == ({"n": 2}, [{"x": 1}, {"x": 2}])
+    assert {p.name for p in kept.folder.iterdir()} == {
+        "kept.json",
+        "events.jsonl",
+        "state-2.json",
+        "state-2.safetensors",
+    }
+
+
+def test_a_state_without_its_marker_does_not_count(tmp_path, monkeypatch):
+    kept = KeptSearch(tmp_path)
+    kept.save({"a": np.zeros(1)}, {"n": 1}, [{"x": 1}])
+    marker = (tmp_path / "kept.json").read_text()
+    kept.save({"a": np.ones(1)}, {"n": 2}, [{"x": 1}, {"x": 2}])
+    # as if the power had failed before the marker was replaced and the old state removed
+    (tmp_path / "kept.json").write_text(marker)
+    KeptSearch(tmp_path / "other").save({"a": np.zeros(1)}, {"n": 1}, [])
+    for suffix in ("json", "safetensors"):
+        (tmp_path / "other" / f"state-1.{suffix}").rename(tmp_path / f"state-1.{suffix}")
+    (tmp_path / "state-1.json").write_text('{"facts": {"n": 1}, "events": 1}')
+    arrays, facts, events = kept.load()
+    assert (arrays["a"].tolist(), facts, events) == ([0.0], {"n": 1}, [{"x": 1}])
+
+
+@pytest.mark.parametrize("damage", ["kept.json", "state-1.safetensors", "state-1.json"])
+def test_damaged_files_are_an_error_that_names_the_folder(tmp_path, damage):
+    kept = KeptSearch(tmp_path)
+    kept.save({"a": np.zeros(1)}, {}, [])
+    (tmp_path / damage).write_text("{")
+    with pytest.raises(StudyError, match="remove the folder"):
+        kept.load()
+
+
+def test_replacing_settings_of_the_evaluator_does_not_change_the_one_given(evaluator):
+    rates = dict(evaluator.settings.learning_rates)
+    training = replace(TRAINING, learning_rate=3e-4)
+    with one_shot_factory(evaluator, lora_space(evaluator), Path("unused"))(training) as one_shot:
+        assert one_shot._weights._base_rates == [3e-4, *[1e-2] * (len(one_shot._weights._base_rates) - 1)]
+    assert evaluator.settings.learning_rates == rates
