@@ -94,7 +94,7 @@ def test_the_first_request_is_the_result_and_the_others_are_alternatives() -> No
 
 
 def test_no_request_is_lost_when_few_are_asked_for_at_a_time() -> None:
-    p, one_by_one, _ = strategy()
+    _, one_by_one, _ = strategy()
     _, at_once, _ = strategy()
     assert [r for _ in range(4) for r in one_by_one.ask(1)] == list(at_once.ask(10))
     assert one_by_one.ask(5) == []
