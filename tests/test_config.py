@@ -76,7 +76,13 @@ def test_a_difference_names_the_key_and_both_values():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("- a\n", "expected 'key: value'"), ("a: [", "not valid YAML"), ("\xff", "cannot be read")]
+    ("content", "message"),
+    [
+        ("- a\n", "expected 'key: value'"),
+        ("a: [", r"study.yaml:1: "),
+        ("a: 1\na: 2\n", r"study.yaml:2: the key 'a' is there twice"),
+        ("\xff", "cannot be read"),
+    ],
 )
 def test_an_unreadable_configuration_file_is_named(tmp_path, content, message):
     path = tmp_path / "study.yaml"
@@ -91,5 +97,5 @@ def test_an_unreadable_configuration_file_is_named(tmp_path, content, message):
 def test_yaml_cannot_make_objects(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("model: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"study.yaml:1: could not determine a constructor"):
         read_yaml(path)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.strict_yaml import read_strictly
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?\s*")
 _SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -219,11 +220,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: when it cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    data = read_strictly(text, str(path), ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
     return data

@@ -24,13 +24,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from peftscout.cost import OPS, SIZELESS
 from peftscout.errors import SpaceError, nearest
 from peftscout.plan import Sites
 from peftscout.space.rules import Rule, Sizes, resolve
 from peftscout.space.space import Space
+from peftscout.strict_yaml import LinedMapping, read_strictly
 
 _SPACE_KEYS = ("name", "description", "source", "rules")
 _RULE_KEYS = ("op", "sites", "except", "sizes", "halvings_of", "size_tie", "switch", "optional")
@@ -90,45 +89,10 @@ def _preset_text(name: str) -> str:
 # -- reading: every mapping knows its lines ------------------------------------------------------------------------
 
 
-class _Mapping(dict[str, Any]):
-    """A YAML mapping that knows where it and its keys stand."""
-
-    line: int
-    lines: dict[str, int]
-
-    def line_of(self, key: str) -> int:
-        return self.lines.get(key, self.line)
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader whose mappings know their lines and refuse a key that is there twice."""
-
-    def mapping(self, node: yaml.MappingNode) -> _Mapping:
-        result = _Mapping()
-        result.line, result.lines = node.start_mark.line + 1, {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str) or key in result:
-                problem = f"the key {key!r} is there twice" if isinstance(key, str) else f"the key {key!r} is not text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            result.lines[key] = key_node.start_mark.line + 1
-            result[key] = self.construct_object(value_node, deep=True)
-        return result
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
-
-
-def _document(text: str, source: str) -> _Mapping:
+def _document(text: str, source: str) -> LinedMapping:
     """Read and check the outer mapping."""
-    try:
-        document = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SpaceError(f"{source}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpaceError(f"{source}: not readable as YAML: {error}") from None
-    if not isinstance(document, _Mapping):
+    document = read_strictly(text, source, SpaceError)
+    if not isinstance(document, LinedMapping):
         raise SpaceError(f"{source}: expected 'name:' and 'rules:', found {_kind(document)}")
     _check_keys(document, _SPACE_KEYS, source)
     rules = document.get("rules")
@@ -137,9 +101,9 @@ def _document(text: str, source: str) -> _Mapping:
     return document
 
 
-def _rule(entry: object, source: str, document: _Mapping) -> Rule:
+def _rule(entry: object, source: str, document: LinedMapping) -> Rule:
     """Read one entry of ``rules``."""
-    if not isinstance(entry, _Mapping):
+    if not isinstance(entry, LinedMapping):
         _refuse(document, "rules", source, f"a rule has the keys {', '.join(_RULE_KEYS)}; found {_kind(entry)}")
     _check_keys(entry, _RULE_KEYS, source)
     for key in ("op", "sites"):
@@ -163,14 +127,14 @@ def _rule(entry: object, source: str, document: _Mapping) -> Rule:
     )
 
 
-def _patterns(entry: _Mapping, key: str, source: str) -> tuple[str, ...]:
+def _patterns(entry: LinedMapping, key: str, source: str) -> tuple[str, ...]:
     patterns = entry[key]
     if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
         _refuse(entry, key, source, f'{key!r} must be a list of patterns such as "*.attention.{{q,v}}"')
     return tuple(patterns)
 
 
-def _sizes(entry: _Mapping, op: str, source: str) -> Sizes:
+def _sizes(entry: LinedMapping, op: str, source: str) -> Sizes:
     """Read ``sizes`` or ``halvings_of``, of which ops with a size need exactly one."""
     given = [key for key in ("sizes", "halvings_of") if key in entry]
     if op in SIZELESS:
@@ -192,20 +156,20 @@ def _sizes(entry: _Mapping, op: str, source: str) -> Sizes:
     return tuple(sizes)
 
 
-def _text(mapping: _Mapping, key: str, source: str) -> str:
+def _text(mapping: LinedMapping, key: str, source: str) -> str:
     value = mapping[key]
     if not isinstance(value, str) or not value:
         _refuse(mapping, key, source, f"{key!r} must be text, not {value!r}")
     return str(value)
 
 
-def _check_keys(mapping: _Mapping, known: tuple[str, ...], source: str) -> None:
+def _check_keys(mapping: LinedMapping, known: tuple[str, ...], source: str) -> None:
     for key in mapping:
         if key not in known:
             _refuse(mapping, key, source, f"unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
 
 
-def _refuse(mapping: _Mapping, key: str, source: str, message: str) -> NoReturn:
+def _refuse(mapping: LinedMapping, key: str, source: str, message: str) -> NoReturn:
     raise SpaceError(f"{source}:{mapping.line_of(key)}: {message}")
 
 

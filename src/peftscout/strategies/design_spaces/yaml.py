@@ -26,13 +26,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
 from peftscout.errors import SpaceError, nearest
 from peftscout.strategies.design_spaces.axes import DesignSpace
 from peftscout.strategies.design_spaces.document import KEYS, Document, build, check_keys, expect_mapping, refuse
+from peftscout.strict_yaml import read_strictly
 
 
 def load_design_space(name_or_path: str | Path, groups: int | None = None) -> DesignSpace:
@@ -93,29 +94,8 @@ def to_yaml(space: DesignSpace) -> str:
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that is there twice."""
-
-    def mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for n, (key, (key_node, _)) in enumerate(zip(keys, node.value, strict=True)):
-            if not isinstance(key, str) or key in keys[:n]:
-                problem = f"the key {key!r} is " + ("there twice" if isinstance(key, str) else "not text")
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        return cast("dict[Any, Any]", self.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
-
-
 def _read(text: str, source: str) -> Document:
-    try:
-        document = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SpaceError(f"{source}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpaceError(f"{source}: not readable as YAML: {error}") from None
+    document = read_strictly(text, source, SpaceError)
     if not isinstance(document, dict):
         raise SpaceError(f"{source}: expected a mapping with {', '.join(KEYS)}, found {type(document).__name__}")
     check_keys(document, KEYS, source, "")
