@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftscout.backbone import load_config, quiet_loading
-from peftscout.config import StudyConfig, merge
+from peftscout.config import StudyConfig
 from peftscout.engine import dry_run, prepare, run_study
 from peftscout.errors import BudgetError, ConfigError, StudyError, nearest
 from peftscout.export import ExportReport
@@ -122,7 +122,6 @@ def search(
         fields = dict(data or {})
     else:
         fields = {"source": str(data)}
-    fields = merge(fields, options.pop("data_options", {}))
     config = StudyConfig.from_mapping({"model": str(model), "budget": budget, "data": fields, **options})
     return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory)
 

@@ -75,8 +75,8 @@ class DataConfig(_Section):
 class LearningRates(_Section):
     """Learning rate of each op family at ``lr_scale`` 1.
 
-    The defaults are the usual ones of each family's paper and libraries, checked for sanity on a 6-layer encoder (see
-    ``docs/training.md``); the search tunes one factor on all of them, so only their ratios matter.
+    The defaults are starting points from each family's papers (``docs/training.md``), not measured optima; the search
+    and the final comparison tune one factor on all of them, so their ratios are what they decide.
     """
 
     lora: float = Field(default=1e-3, gt=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -117,7 +117,3 @@ class StrategyContract:
     def test_it_ends_when_everything_was_asked(self):
         p = problem(budget=140, trials=None, space="s3delta-l")
         assert len(self.run(p, limit=300)) < 300
-
-
-def requests_of(strategy: Strategy, n: int) -> Sequence[Evaluate]:
-    return strategy.ask(n)
