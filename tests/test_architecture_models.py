@@ -255,6 +255,8 @@ def test_every_block_has_the_sites_that_its_modelling_code_says(name: str) -> No
     _, model_map = mapped(name)
     expected = MODELS[name]
     assert dict(model_map.stacks) == {stack: own.blocks for stack, own in expected.items()}
+    for site in model_map.sites.values():
+        assert site.layer is None or site.module.startswith(model_map.blocks[site.stack][site.layer] + ".")
     for stack, own in expected.items():
         layers = names_by_layer(model_map, stack)
         assert sorted(layers) == list(range(own.blocks))

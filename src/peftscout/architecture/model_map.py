@@ -24,7 +24,8 @@ class ModelMap:
     Attributes:
         model_type: as in the model's config.
         sites: by id, in model order: stack by stack, block by block; in a block projections, norms, sublayers.
-        stacks: stack name -> number of blocks. A block that several layers share (ALBERT) counts once.
+        blocks: stack name -> dotted paths of its blocks, in order. A block that several layers share (ALBERT) is named
+            once.
         total: parameters of the backbone without the task head; tied and shared tensors are counted once.
         head: names of the top-level modules that are the task head, such as ``("classifier",)``; empty for base models
             and language models, whose output embeddings belong to the backbone.
@@ -33,10 +34,15 @@ class ModelMap:
 
     model_type: str
     sites: Mapping[str, Site]
-    stacks: Mapping[str, int]
+    blocks: Mapping[str, tuple[str, ...]]
     total: int
     head: tuple[str, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Stack name -> number of blocks."""
+        return {name: len(paths) for name, paths in self.blocks.items()}
 
     @classmethod
     def from_model(cls, model: nn.Module, roles: Mapping[str, str] | None = None) -> ModelMap:
@@ -64,7 +70,7 @@ class ModelMap:
         return cls(
             model_type=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),
             sites={entry.id: entry for entry in found if isinstance(entry, Site)},
-            stacks={stack.name: len(stack.blocks) for stack in stacks},
+            blocks={stack.name: tuple(block.path for block in stack.blocks) for stack in stacks},
             total=_backbone_parameters(model, head),
             head=head,
             skipped=_merge(entry for entry in found if isinstance(entry, Note)),
