@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, T5Config
 
 from peftscout.architecture import ModelMap
 from peftscout.cost import OPS
-from peftscout.plan import Budget
+from peftscout.plan import Budget, Plan
 from peftscout.space import load_space, presets
 from tiny_models import tiny_config
 
@@ -45,6 +45,38 @@ def test_the_published_budgets_on_t5_large(t5_large: ModelMap) -> None:
     supernet = load_space("bipeft-s1", t5_large.sites).dearest().cost(t5_large.sites)
     assert supernet in Budget.parse("128.8‱", t5_large.total)
     assert supernet not in Budget.parse("128.6‱", t5_large.total)
+
+
+RELEASED = {
+    # structure: (parameters, biases of norms and q, LoRA r=1 by role, low-rank adapters of attention and FFN, norms)
+    "average": (102_144, 46, {"q": 10, "up": 1}, (1, 7), 4),
+    "SST-2": (101_760, 38, {"q": 5, "up": 6, "down": 1}, (0, 4), 4),
+    "MNLI": (101_856, 33, {"q": 8, "k": 3, "v": 1, "up": 2, "down": 3}, (0, 5), 2),
+    "MRPC": (102_048, 45, {"q": 13, "k": 1}, (0, 7), 5),
+}
+"""The structures released with S3Delta for T5-large at 1.39 permyriad, by how many of each there are."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_released_structures_are_in_the_space_and_cost_what_was_published(t5_large: ModelMap, name: str) -> None:
+    parameters, biases, lora, adapters, norms = RELEASED[name]
+    sites = t5_large.sites
+    of_norms = [site.id for site in sites.values() if site.kind == "norm"]
+    assert len(of_norms) == 122
+
+    def at(role: str, stack: str) -> list[str]:
+        return [s.id for s in sites.values() if s.role == role and s.stack == stack and ".cross" not in s.id]
+
+    places = [(site, "bias") for site in of_norms[:biases]]
+    places += [(site, "lora") for role, count in lora.items() for site in at(role, "decoder")[:count]]
+    for role, count in zip(("attention", "ffn"), adapters, strict=True):
+        places += [(site, "lowrank_adapter") for site in at(role, "decoder")[:count]]
+    places += [(site, "norm") for site in of_norms[:norms]]
+    plan = Plan.of(dict.fromkeys(places, 1))
+    assert len(plan) == biases + sum(lora.values()) + sum(adapters) + norms
+    assert plan.cost(sites) == parameters
+    assert parameters in Budget.parse("1.39‱", t5_large.total)
+    load_space("s3delta-m", sites).encode(plan)
 
 
 OPS_OF = {
