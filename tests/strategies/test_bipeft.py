@@ -122,14 +122,11 @@ def test_pruned_modules_stay_pruned_and_fixed_sizes_stay_fixed() -> None:
     assert search.T == 0
 
 
-def test_after_the_last_trigger_what_is_left_is_about_the_budget() -> None:
+def test_after_the_last_trigger_what_is_left_is_within_the_budget() -> None:
     search, _ = searched(BipeftOptions(steps=300, threshold=0.3, triggers=40), budget=2048, space=small_space())
     assert search.T == 0
-    assert search.expected_size() <= 2048 + modules_largest(search)
-
-
-def modules_largest(search: BipeftSearch) -> int:
-    return int(search.modules.costs.max())
+    assert (search.fixed[search.kept] >= 0).all()
+    assert 0 < search.expected_size() <= 2048
 
 
 # -- one trigger, by hand -------------------------------------------------------------------------------------------
@@ -198,13 +195,57 @@ def test_the_number_of_sizes_fixed_is_agreement_times_open_over_triggers_left() 
     assert len(search.freeze_sizes()) == 1  # floor(1 * 2 / 2)
 
 
-def test_pruning_goes_on_while_the_reduction_lasts_and_stops_at_the_first_that_does_not_fit() -> None:
+def test_pruning_goes_on_until_the_expected_size_is_lower_by_the_reduction() -> None:
+    for reduction, pruned in ((15.0, [2]), (16.0, [2]), (16.1, [2, 3]), (32.0, [2, 3]), (33.0, [2, 3, 1])):
+        search = four_modules()
+        search.S = np.array([4.0, 3.0, 1.0, 2.0])  # the biases go first; E counts 16 of the 32 parameters of each
+        assert search.prune(reduction) == pruned, reduction
+
+
+def test_four_triggers_by_hand_stay_on_schedule_while_gates_become_certain() -> None:
+    """B = 36 and T = 4. Mean sizes 112, 96, 32, 32, times P = 1/2, 2/3, 5/6, 1 of the four triggers."""
     search = four_modules()
-    search.S = np.array([4.0, 3.0, 1.0, 2.0])  # the biases (32 each, counted whole) go first
-    assert search.prune(63.0) == [2]
-    search = four_modules()
-    search.S = np.array([4.0, 3.0, 1.0, 2.0])
-    assert search.prune(64.0) == [2, 3]
+    search.B, search.S = 36, np.array([4.0, 3.0, 1.0, 2.0])
+    one_shot = ToyOneShot(search.modules, np.zeros(4), np.ones(4, dtype=int))
+    trace = []
+    for _ in range(4):
+        search.betas = search.betas[:0]  # sizes stay open
+        search._trigger(one_shot)
+        event = one_shot.events[-1]
+        trace.append((event["expected_size"], event["reduction"], [name.split(":")[1] for name in event["pruned"]]))
+    assert trace == [
+        # 56 + 48 + 16 + 16; 25 takes both biases (16, 32). Counted whole, the first (32) would not have fitted.
+        (pytest.approx(136), pytest.approx(100 / 4), ["bias", "bias"]),
+        # 2/3 (112 + 96); 34.2 takes the lesser LoRA (64)
+        (pytest.approx(416 / 3), pytest.approx((416 / 3 - 36) / 3), ["lora"]),
+        # 5/6 112: one is left, and it stays
+        (pytest.approx(280 / 3), pytest.approx((280 / 3 - 36) / 2), []),
+        (pytest.approx(112), pytest.approx(76), []),
+    ]
+    assert search.T == 0
+    assert search.kept.tolist() == [True, False, False, False]
+    assert search.modules.plan(search.select()).cost(search.modules.space.sites) <= 36
+
+
+@settings(max_examples=20)
+@given(budget=st.integers(64, 4000), triggers=st.integers(2, 40), seed=st.integers(0, 5))
+def test_no_trigger_leaves_the_expected_size_behind_its_schedule(budget: int, triggers: int, seed: int) -> None:
+    space = load_space("bipeft-s1", fake_sites("encoder", layers=2))
+    rng = np.random.default_rng(seed)
+    options = BipeftOptions(triggers=triggers, certain_triggers=min(10, triggers))
+    search = BipeftSearch(Modules(space), budget, 1000, seed, options)
+    while search.T:
+        search.S, search.alpha = rng.random(len(search.S)), rng.standard_normal(search.alpha.shape)
+        before = search.expected_size()
+        reduction = (before - search.B) / search.T
+        pruned = search.prune(reduction)
+        if reduction > 0 and search.kept.sum() > 1:
+            assert search.expected_size() <= before - reduction + 1e-6
+            search.kept[pruned[-1]] = True  # without the last one it would not have been enough
+            assert search.expected_size() > before - reduction
+            search.kept[pruned[-1]] = False
+        search.T -= 1
+    assert search.expected_size() <= search.B or search.kept.sum() == 1
 
 
 def test_nothing_is_pruned_below_the_budget_and_the_last_module_never_is() -> None:

@@ -11,7 +11,10 @@ Section numbers are those of the method. Where this deviates from the release, w
   started, and a larger size could not win (3.3);
 * expected sizes are exact: a weighted mean of the prices, not a share of the largest one (3.7);
 * the probability of a gate turns into certainty gradually and not at once, ten triggers before the end (3.7);
-* pruning stops at the first module that does not fit into the reduction, and sizes agree by identity (3.8, 3.9);
+* pruning takes the modules in order until the reduction is reached, in the sizes that E counts. The release counts
+  modules of one size whole where E expects half of them, and goes on past what does not fit: it falls behind its
+  schedule, and removes small modules that matter before large ones that do not (3.8);
+* sizes agree by identity (3.9);
 * the result is an exact knapsack over the modules that are left and their sizes, so it is never above the budget,
   whichever way the search ended; what the budget then has room for is filled with the best of the pruned ones (3.10).
 """
@@ -213,22 +216,23 @@ class BipeftSearch:
         return float(self.expected_sizes().sum())
 
     def _ranking_size(self) -> Floats:
-        """What ranking and pruning count: modules of one size whole, the others as expected."""
+        """What the ranking counts: modules of one size whole, the others as expected."""
         return np.where(self.modules.levels == 1, self.modules.costs[:, 0], self.expected_sizes())
 
     # -- 3.8: positions -----------------------------------------------------------------------------------------------
 
     def prune(self, reduction: float) -> list[int]:
-        """Prune from the least sensitive one on, as long as ``reduction`` lasts, and at least one; return which.
+        """Prune from the least sensitive one on, until E is lower by ``reduction``; return which.
 
+        The one that reaches it goes too, so E is never behind (E - B) / T a trigger, and at most one module ahead.
         Nothing when there is nothing to reduce. The last module always stays.
         """
         left = np.flatnonzero(self.kept)
         if reduction <= 0 or len(left) <= 1:
             return []
         ascending = left[np.argsort(self.S[left], kind="stable")][:-1]
-        fits = np.cumsum(self._ranking_size()[ascending]) <= reduction
-        pruned = ascending[: max(1, int(fits.sum()))]
+        reached = np.searchsorted(np.cumsum(self.expected_sizes()[ascending]), reduction)
+        pruned = ascending[: reached + 1]
         self.kept[pruned] = False
         return [int(m) for m in pruned]
 
