@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -58,3 +59,61 @@ def test_the_key_of_a_request_changes_with_everything_but_its_label():
 def test_impossible_fidelities_are_refused(steps, fraction):
     with pytest.raises(ValueError, match="steps|data_fraction"):
         Fidelity(steps, fraction)
+
+
+# -- ladders of rungs -------------------------------------------------------------------------------------------------
+
+LADDER = (10, 30, 90)
+
+
+@st.composite
+def on_a_ladder(draw):
+    rungs = tuple(sorted(draw(st.sets(st.integers(1, 500), min_size=2, max_size=5))))
+    return Fidelity(draw(st.sampled_from(rungs)), draw(st.sampled_from([0.25, 1.0])), rungs)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rungs", "message"),
+    [
+        (20, LADDER, r"steps 20: must be one of the rungs \(10, 30, 90\)"),
+        (10, (10,), "at least two ascending"),
+        (10, (30, 10), "at least two ascending"),
+        (10, (10, 10), "at least two ascending"),
+        (10, (0, 10), "from 1"),
+        (10, [10, 30], "must be a tuple"),
+    ],
+)
+def test_a_ladder_that_cannot_be_climbed_is_refused(steps, rungs, message):
+    with pytest.raises(ValueError, match=message):
+        Fidelity(steps, rungs=rungs)
+
+
+def test_only_the_last_rung_is_the_full_training():
+    assert [Fidelity(steps, rungs=LADDER).full for steps in LADDER] == [False, False, True]
+    assert Fidelity(10).full
+
+
+@given(fidelity=on_a_ladder())
+def test_a_request_on_a_ladder_survives_json_and_keeps_its_key(fidelity):
+    request = Evaluate(PLAN, fidelity, 3)
+    again = Evaluate.from_json(json.loads(json.dumps(request.to_json())))
+    assert again == request
+    assert again.key == request.key
+    assert hash(again) == hash(request)
+
+
+def test_a_request_without_a_ladder_has_the_key_and_the_json_that_it_had_before_there_were_any():
+    request = Evaluate(PLAN, Fidelity(10, 0.5), 3, 0.33)
+    identity = [PLAN.digest, 10, 0.5, 3, 0.33]
+    assert request.key == hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    assert request.to_json()["fidelity"] == {"steps": 10, "data_fraction": 0.5}
+
+
+def test_requests_of_other_rungs_or_of_other_ladders_have_other_keys():
+    fidelities = [Fidelity(10), Fidelity(10, rungs=LADDER), Fidelity(30, rungs=LADDER), Fidelity(10, rungs=(10, 90))]
+    assert len({Evaluate(PLAN, fidelity, 3).key for fidelity in fidelities}) == 4
+
+
+def test_outcomes_of_before_tokens_were_counted_still_read():
+    old = {k: v for k, v in Outcome(State.DONE, 7, 0.5).to_json().items() if k not in ("tokens", "real_tokens")}
+    assert Outcome.from_json(old) == Outcome(State.DONE, 7, 0.5)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Self
 
 from peftscout.plan import Plan
@@ -28,19 +29,58 @@ class State(StrEnum):
 class Fidelity:
     """How much training an evaluation gets.
 
+    With ``rungs`` it is a place on a ladder (multi-fidelity): the run is evaluated at the end of every rung up to
+    ``steps``; its learning rate is constant after the warm-up and falls only within the last rung, between
+    ``rungs[-2]`` and ``rungs[-1]``. So the run to a lower rung is the beginning of the run to a higher one, and the
+    outcome does not depend on whether it was resumed there or trained from the start.
+
     Attributes:
         steps: optimiser steps.
         data_fraction: share of the training rows that are used, in (0, 1].
+        rungs: the ladder, in steps: at least two, ascending, ``steps`` among them, the last one the full training.
+            Empty: no ladder; evaluations and learning rate follow from ``steps`` alone.
     """
 
     steps: int
     data_fraction: float = 1.0
+    rungs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps {self.steps}: at least one is needed")
         if not 0 < self.data_fraction <= 1:
             raise ValueError(f"data_fraction {self.data_fraction}: must be in (0, 1]")
+        if self.rungs:
+            self._check_rungs()
+
+    def _check_rungs(self) -> None:
+        rungs = self.rungs
+        if (
+            type(rungs) is not tuple
+            or len(rungs) < 2
+            or rungs[0] < 1
+            or any(low >= high for low, high in pairwise(rungs))
+        ):
+            raise ValueError(f"rungs {rungs!r}: must be a tuple of at least two ascending numbers of steps, from 1")
+        if self.steps not in rungs:
+            raise ValueError(f"steps {self.steps}: must be one of the rungs {rungs}")
+
+    @property
+    def full(self) -> bool:
+        """Whether this is the whole training: there is no ladder, or it ends here."""
+        return not self.rungs or self.steps == self.rungs[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; the inverse of `from_json`. Without a ladder it says nothing of rungs."""
+        data = asdict(self)
+        if not self.rungs:
+            del data["rungs"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form, also of before there were rungs."""
+        return cls(**{**data, "rungs": tuple(data.get("rungs", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +104,17 @@ class Evaluate:
     @property
     def key(self) -> str:
         """Identity of the request: equal requests give equal outcomes and are never run twice."""
-        identity = [self.plan.digest, self.fidelity.steps, self.fidelity.data_fraction, self.seed, self.lr_scale]
+        f = self.fidelity
+        identity: list[Any] = [self.plan.digest, f.steps, f.data_fraction, self.seed, self.lr_scale]
+        if f.rungs:
+            identity.append(f.rungs)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; the inverse of `from_json`."""
         return {
             "plan": self.plan.to_json(),
-            "fidelity": asdict(self.fidelity),
+            "fidelity": self.fidelity.to_json(),
             "seed": self.seed,
             "lr_scale": self.lr_scale,
             "label": self.label,
@@ -80,9 +123,8 @@ class Evaluate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the JSON form."""
-        return cls(
-            Plan.from_json(data["plan"]), Fidelity(**data["fidelity"]), data["seed"], data["lr_scale"], data["label"]
-        )
+        fidelity = Fidelity.from_json(data["fidelity"])
+        return cls(Plan.from_json(data["plan"]), fidelity, data["seed"], data["lr_scale"], data["label"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +139,8 @@ class Outcome:
         seconds: wall time, building included.
         steps: optimiser steps taken.
         passes: forward-backward passes over a batch, evaluation batches counted as a third of one.
+        tokens: positions computed in training and evaluation, padding included.
+        real_tokens: those of them that hold a token.
         peak_memory: bytes: of the accelerator, or of the process on a CPU.
         curve: (step, mean training loss since the point before, validation score or ``None``) over the run.
         message: for people: why it is not done.
@@ -109,6 +153,8 @@ class Outcome:
     seconds: float = 0.0
     steps: int = 0
     passes: float = 0.0
+    tokens: int = 0
+    real_tokens: int = 0
     peak_memory: int = 0
     curve: tuple[tuple[int, float | None, float | None], ...] = ()
     message: str = ""
