@@ -30,7 +30,7 @@ def test_only_done_outcomes_have_a_score(state):
     curve=st.lists(st.tuples(st.integers(1, 99), st.none() | st.floats(0, 1), st.none() | st.floats(0, 1))),
 )
 def test_an_outcome_survives_json(score, curve):
-    outcome = Outcome(State.DONE, 7, score, {"accuracy": score}, 1.5, 3, 3.5, 1 << 30, tuple(curve), "fine")
+    outcome = Outcome(State.DONE, 7, score, {"accuracy": score}, 1.5, 3, 3.5, 64, 60, 1 << 30, tuple(curve), "fine")
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
