@@ -66,7 +66,7 @@ class Supernet:
         self._places = [[at[choice.site, choice.op] for choice in module.choices] for module in modules]
         self._layers = list({id(place.layer): place.layer for place in at.values()}.values())
         self._device = next(iter(self.parameters())).device
-        self._nested = [self._units_of_sizes(module.sizes) for module in modules]
+        self._nested = self._units_of_sizes()
 
     @classmethod
     def build(
@@ -92,8 +92,7 @@ class Supernet:
 
     def set_gates(self, gates: Gates) -> None:
         """Let the next passes compute with ``gates``; closed modules are skipped and get no gradient at all."""
-        on = self._tensor(gates.on)
-        self._install(np.flatnonzero(gates.on), on.unbind(), self._tensor(gates.size).unbind())
+        self._install(np.flatnonzero(gates.on), self._tensor(gates.on), self._tensor(gates.size))
 
     def trace_gates(self, gates: Gates) -> Leaves:
         """Let the next passes compute with ``gates`` and return them as leaves of the graph.
@@ -101,22 +100,27 @@ class Supernet:
         Closed modules are computed too, so that the gradient says what opening them would do.
         """
         leaves = Leaves(self._tensor(gates.on).requires_grad_(), self._tensor(gates.size).requires_grad_())
-        self._install(np.arange(len(self.modules)), leaves.on.unbind(), leaves.size.unbind())
+        self._install(np.arange(len(self.modules)), *leaves)
         return leaves
 
-    def _install(self, open_modules: Sequence[int] | np.ndarray, on: Sequence[Tensor], size: Sequence[Tensor]) -> None:
+    def _install(self, open_modules: Sequence[int] | np.ndarray, on: Tensor, size: Tensor) -> None:
         gates: dict[int, dict[str, Gate]] = {id(layer): {} for layer in self._layers}
+        factors, weights = on.unbind(), (size[:, None] @ self._nested).squeeze(1).unbind()
         for m in open_modules:
-            nested = self._nested[m]
-            gate = Gate(on[m], None if len(nested) == 1 else size[m][: len(nested)] @ nested)
+            sizes = self.modules[m].sizes
+            gate = Gate(factors[m], None if len(sizes) == 1 else weights[m][: sizes[-1]])
             for place in self._places[m]:
                 gates[id(place.layer)][place.op] = gate
         for layer in self._layers:
             layer.gates = gates[id(layer)]
 
-    def _units_of_sizes(self, sizes: tuple[int, ...]) -> Tensor:
-        """Return ``[levels, largest size]``: 1 where the size holds the unit."""
-        return self._tensor(np.arange(sizes[-1]) < np.array(sizes)[:, None])
+    def _units_of_sizes(self) -> Tensor:
+        """Return ``[modules, levels, units]``: 1 where the size holds the unit; zeros pad all but the first axis."""
+        sizes = [module.sizes for module in self.modules]
+        nested = np.zeros((*self.modules.costs.shape, max(s[-1] for s in sizes)))
+        for of_module, held in zip(nested, sizes, strict=True):
+            of_module[: len(held)] = np.arange(nested.shape[2]) < np.array(held)[:, None]
+        return self._tensor(nested)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self._device)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from op_cases import SETTINGS, SIZED, generic, initial, site_for, size_of, tensors_for
 from peftscout import cost
-from peftscout.ops import OPS, apply, generator_for
+from peftscout.ops import OPS, Gate, apply, generator_for
 from peftscout.ops.base import Tensors
 
 
@@ -48,6 +48,20 @@ def test_a_fresh_op_changes_nothing_at_all(op: str) -> None:
     site = site_for(op)
     x, y = tensors_for(op, site)
     assert torch.equal(apply(OPS[op], initial(op, site, size_of(op, 3)), x, y, SETTINGS), y)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_delta_is_proportional_to_the_outer_tensors_and_a_gate_is_a_factor_on_it(op: str, has_bias: bool) -> None:
+    site = site_for(op, has_bias=has_bias)
+    x, y = tensors_for(op, site)
+    params, factor = generic(op, site, size_of(op, 3)), torch.tensor(-0.37)
+    delta = OPS[op].delta(params, x, y, SETTINGS)
+    outer = {name: factor * t if name in OPS[op].OUTER else t for name, t in params.items()}
+    expected = (factor * delta).expand_as(y)
+    torch.testing.assert_close(OPS[op].delta(outer, x, y, SETTINGS).expand_as(y), expected, rtol=1e-4, atol=1e-5)
+    gated = apply(OPS[op], params, x, y, SETTINGS, Gate(factor))
+    torch.testing.assert_close(gated, y + expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -75,6 +75,9 @@ class Affine(NamedTuple):
 class Op(Protocol):
     """One PEFT family; realised by a module of this package (functions, no state)."""
 
+    OUTER: tuple[str, ...]
+    """The tensors that are the last factor: with all of them times f, `delta` is f times what it was."""
+
     def shapes(self, site: Site, size: int) -> Shapes:
         """Return the shapes of the trained tensors by name."""
         ...
@@ -121,7 +124,9 @@ def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, g
         return (y + op.delta(params, x, y, settings)).to(y.dtype)
     if gate.weights is not None:
         params = op.weigh(params, gate.weights)
-    return (y + gate.on * op.delta(params, x, y, settings)).to(y.dtype)
+    # On the last factor and not on delta, which is as large as y: a gate costs no pass over the activations.
+    params = {**params, **{name: gate.on * params[name] for name in op.OUTER if name in params}}
+    return (y + op.delta(params, x, y, settings)).to(y.dtype)
 
 
 def generator_for(seed: int, site: str, op: str) -> torch.Generator:
@@ -135,9 +140,12 @@ def generator_for(seed: int, site: str, op: str) -> torch.Generator:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W^T + b, computed in the dtype of ``weight [..., out, in]``; leading dimensions broadcast."""
-    x = x.to(weight.dtype)
+    if not torch.is_autocast_enabled(x.device.type):  # autocast would only undo it
+        x = x.to(weight.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
+    if x.dim() == weight.dim() == 3:
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)
     product = x @ weight.mT
     return product if bias is None else product + bias
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
 from peftscout.sites import Site
 
+OUTER = ("offset",)
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return the offset ``[out]``."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors, kaiming_uniform, linear
 from peftscout.sites import Site
 
+OUTER = ("B",)
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return A ``[r, in]`` and B ``[out, r]``; ``size`` is the rank r."""
@@ -24,7 +26,7 @@ def init(shapes: Shapes, generator: torch.Generator) -> dict[str, Tensor]:
 
 def delta(params: Tensors, x: Tensor, y: Tensor, settings: OpSettings) -> Tensor:
     """Return scale * B A x; ``x [..., in]`` is the input of the projection."""
-    return settings.lora_scale * linear(linear(x, params["A"]), params["B"])
+    return linear(settings.lora_scale * linear(x, params["A"]), params["B"])
 
 
 def shrink(params: Tensors, size: int) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from peftscout.cost import lowrank_bottleneck
 from peftscout.ops.base import ACTIVATIONS, Affine, OpSettings, Shapes, Tensors, kaiming_uniform, linear
 from peftscout.sites import Site
 
+OUTER = ("U2", "u")
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return D1 ``[r, out]``, D2 ``[b, r]``, d ``[b]``, U1 ``[r, b]``, U2 ``[out, r]``, u ``[out]``; ``size`` is r."""

@@ -14,6 +14,8 @@ from torch import Tensor
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
 from peftscout.sites import Site
 
+OUTER = ("s", "t")
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return s ``[out]`` and, where the norm has a bias, t ``[out]``."""

@@ -8,6 +8,8 @@ from peftscout.ops import bottleneck
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
 from peftscout.sites import Site
 
+OUTER = ("U", "u")
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return D ``[b, in]``, d ``[b]``, U ``[out, b]``, u ``[out]``; ``size`` is the width b."""

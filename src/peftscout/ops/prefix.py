@@ -25,6 +25,8 @@ from torch import Tensor
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
 from peftscout.sites import Site
 
+OUTER = ("values",)
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return keys and values, each ``[kv_heads, P, head_size]``; ``size`` is the length P."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from peftscout.ops.base import Affine, OpSettings, Shapes, Tensors
 from peftscout.sites import Site
 
+OUTER = ("s",)
+
 
 def shapes(site: Site, size: int) -> Shapes:
     """Return s ``[out]``."""
