@@ -75,8 +75,10 @@ class Affine(NamedTuple):
 class Op(Protocol):
     """One PEFT family; realised by a module of this package (functions, no state)."""
 
-    OUTER: tuple[str, ...]
-    """The tensors that are the last factor: with all of them times f, `delta` is f times what it was."""
+    @property
+    def OUTER(self) -> tuple[str, ...]:  # noqa: N802 - a constant of each module
+        """The tensors that are the last factor: with all of them times f, `delta` is f times what it was."""
+        ...
 
     def shapes(self, site: Site, size: int) -> Shapes:
         """Return the shapes of the trained tensors by name."""
@@ -144,7 +146,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = x.to(weight.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    if x.dim() == weight.dim() == 3:
+    if x.dim() == 3 and x.shape[:-2] == weight.shape[:-2]:
         return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)
     product = x @ weight.mT
     return product if bias is None else product + bias
