@@ -12,9 +12,11 @@ from peft import PeftModel
 
 from peftscout import tuner
 from peftscout.backbone import load_backbone
+from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Fidelity, State
 from peftscout.plan import Plan
 from peftscout.tasks import encode, load_task
+from peftscout.training.arithmetic import FP32, Arithmetic
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
 from peftscout.training.settings import TrainingSettings
 from tiny_task import save_tiny_model, write_task
@@ -42,11 +44,11 @@ def make(tmp_path_factory):
     model = save_tiny_model(tmp_path_factory.mktemp("model"))
     task = load_task(write_task(tmp_path_factory.mktemp("data"), train=200, validation=40))
 
-    def make(**changes) -> Evaluator:
+    def make(paused: Path | None = None, **changes) -> Evaluator:
         backbone = load_backbone(str(model), task)
         train, search = (encode(split, backbone.tokenizer, max_length=32) for split in (task.train, task.search))
         settings = replace(TrainingSettings(RATES, batch_size=16), **changes)
-        return Evaluator(backbone, EncodedTask(task, train, search), settings)
+        return Evaluator(backbone, EncodedTask(task, train, search), settings, paused=paused)
 
     return make
 
@@ -126,9 +128,9 @@ def test_ctrl_c_is_not_swallowed_and_the_backbone_is_whole(evaluator):
 
 
 def test_a_place_that_no_gradient_reaches_is_infeasible_and_named(evaluator, monkeypatch):
-    from peftscout.tuner import prefix_attention
+    from peftscout.tuner import attention_functions
 
-    monkeypatch.setattr(prefix_attention.PeftscoutLayer, "attend_to_prefix", lambda self, queries, output: output)
+    monkeypatch.setattr(attention_functions.PeftscoutLayer, "attend_to_prefix", lambda self, queries, output: output)
     outcome = evaluator(Evaluate(MIXED, Fidelity(2), 0))
     assert outcome.state is State.INFEASIBLE
     assert "layers.0.attention: prefix" in outcome.message
@@ -175,22 +177,109 @@ def test_the_state_that_scored_best_is_kept_and_not_the_last(make):
 
 
 def test_bf16_and_fp32_can_follow_one_another_in_one_process(make):
-    scores = [make(precision=p)(Evaluate(LORA, Fidelity(5), 0)) for p in ("fp32", "bf16", "fp32")]
-    assert all(outcome.done for outcome in scores)
-    assert scores[0].curve == scores[2].curve != scores[1].curve
+    bf16 = Arithmetic("bf16", "eager")
+    evaluators = [make(arithmetic=a) for a in (FP32, bf16, FP32)]
+    outcomes = [evaluator(Evaluate(MIXED, Fidelity(5), 0)) for evaluator in evaluators]
+    assert all(outcome.done for outcome in outcomes)
+    assert outcomes[0].curve == outcomes[2].curve != outcomes[1].curve
+    assert outcomes[1].curve[-1][1] == pytest.approx(outcomes[0].curve[-1][1], rel=0.05)
+    assert evaluators[1].backbone.model.config._attn_implementation == "sdpa"
 
 
-def test_backbone_dropout_can_be_silenced(make):
-    evaluator = make(backbone_dropout="off")
-    with evaluator.adapted(LORA, 0) as model:
-        from peftscout.training.loop import set_training
+def test_predictions_for_the_user_are_computed_in_fp32_whatever_training_used(make):
+    request = Evaluate(LORA, Fidelity(3), 0)
+    logits = {}
+    for arithmetic in (FP32, Arithmetic("bf16", "eager")):
+        evaluator = make(arithmetic=arithmetic)
+        dtypes = []
 
-        set_training(model, "off")
-        assert not model.get_base_model().bert.encoder.training
-        assert model.get_base_model().classifier.training
-        set_training(model, "paper")
-        assert model.get_base_model().bert.encoder.training
+        def after(model, evaluator=evaluator, dtypes=dtypes):
+            q = model.get_base_model().bert.encoder.layer[0].attention.self.query
+            q.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
+            evaluator.predict(model, evaluator.data.search)
+
+        evaluator(request, after=after)
+        logits[arithmetic] = set(dtypes)
+    assert set(map(frozenset, logits.values())) == {frozenset({torch.float32})}
 
 
-def test_the_fingerprint_is_that_of_the_loaded_model(evaluator):
-    assert tuner.fingerprint(evaluator.backbone.model) == evaluator._fingerprint
+def test_heads_stay_in_fp32_under_bf16(make):
+    evaluator = make(arithmetic=Arithmetic("bf16", "eager"))
+    with evaluator.adapted(LORA, 0) as model, evaluator.device.autocast():
+        batch = evaluator._check_batch()
+        assert model(**batch).logits.dtype == torch.float32
+        head = model.get_base_model().classifier
+        assert "forward" in vars(head)
+    assert "forward" not in vars(head)
+
+
+def test_tokens_are_counted_with_and_without_padding(evaluator):
+    outcome = evaluator(Evaluate(LORA, Fidelity(4), 0))
+    search = evaluator.data.search
+    assert outcome.real_tokens > 2 * search.lengths.sum()
+    assert outcome.real_tokens <= outcome.tokens < 3 * outcome.real_tokens
+
+
+LADDER = (4, 8, 16)
+
+
+def on_rung(steps: int, seed: int = 0) -> Evaluate:
+    return Evaluate(MIXED, Fidelity(steps, rungs=LADDER), seed)
+
+
+def test_a_run_that_was_paused_at_every_rung_ends_as_the_run_that_was_not(make, tmp_path):
+    whole = make()(on_rung(16))
+    paused = make(paused=tmp_path)
+    rungs = [paused(on_rung(steps)) for steps in LADDER]
+    assert [outcome.steps for outcome in rungs] == list(LADDER)
+    assert rungs[-1].curve == whole.curve
+    assert rungs[-1].metrics == whole.metrics
+    assert rungs[0].curve == whole.curve[:1]
+    assert (rungs[-1].passes, rungs[-1].tokens) == (whole.passes, whole.tokens)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_takes_only_the_steps_of_its_increment(make, tmp_path):
+    evaluator = make(paused=tmp_path)
+    evaluator(on_rung(4))
+    done = []
+    evaluator(on_rung(8), progress=lambda step, steps: done.append(step))
+    assert done == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "garbage", "of another request"])
+def test_a_damaged_or_foreign_pause_only_costs_time(make, tmp_path, harm):
+    evaluator = make(paused=tmp_path)
+    evaluator(on_rung(4))
+    (file,) = tmp_path.iterdir()
+    if harm == "truncate":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif harm == "garbage":
+        file.write_bytes(b"garbage")
+    else:
+        evaluator(on_rung(4, seed=1))
+        (other,) = set(tmp_path.iterdir()) - {file}
+        other.replace(file)
+    assert evaluator(on_rung(8)).curve == make()(on_rung(8)).curve
+
+
+def test_a_folder_that_cannot_be_written_only_costs_the_pause(make, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    evaluator = make(paused=tmp_path / "file")
+    assert evaluator(on_rung(4)).done
+    assert evaluator(on_rung(8)).steps == 8
+
+
+def test_the_checksum_tells_any_change_of_the_backbone(evaluator):
+    model = evaluator.backbone.model
+    before = tuner.checksum(model)
+    assert tuner.checksum(copy.deepcopy(model)) == before
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    with torch.no_grad():
+        old = weight[1, 2].item()
+        weight[1, 2] += 1e-6
+        assert tuner.checksum(model) != before
+        with pytest.raises(TunerError, match="changed by a trial"):
+            evaluator.check_backbone()
+        weight[1, 2] = old
+    evaluator.check_backbone()

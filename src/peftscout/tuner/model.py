@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from peftscout.errors import TunerError
-from peftscout.tuner import host, prefix_attention
+from peftscout.tuner import attention_functions, host
 from peftscout.tuner.backbone_state import BackboneState, remove_sublayer_inputs
 from peftscout.tuner.config import HostedOp, PeftscoutConfig
 from peftscout.tuner.layer import PeftscoutLayer, SublayerInput
@@ -41,7 +41,7 @@ class PeftscoutModel(BaseTuner):  # type: ignore[misc]
             _require_features(model, hosted)
         prefixes = tuple(hosted for hosted in peft_config.ops if hosted.op == "prefix")
         if prefixes:
-            prefix_attention.switch_on(model, prefixes)
+            attention_functions.switch_on(model, prefixes)
 
     def _create_and_replace(
         self,
@@ -110,4 +110,4 @@ def _require_features(model: nn.Module, hosted: HostedOp) -> None:
 
 
 register(PeftscoutConfig, PeftscoutModel)
-prefix_attention.register()
+attention_functions.register()

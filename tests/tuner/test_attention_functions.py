@@ -19,7 +19,7 @@ from peftscout import tuner
 from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
 from peftscout.plan import Plan
-from peftscout.tuner import prefix_attention
+from peftscout.tuner import attention_functions
 from tiny_models import tiny_model
 
 
@@ -178,7 +178,7 @@ def test_norms_that_multiply_by_one_plus_their_weight_fold_exactly() -> None:
 
 
 def test_the_names_that_transformers_knows_are_one_for_each_base() -> None:
-    assert [prefix_attention.name_for(base) for base in prefix_attention.BASES] == [
+    assert [attention_functions.name_for(base) for base in attention_functions.BASES] == [
         "peftscout_sdpa",
         "peftscout_eager",
     ]
