@@ -23,7 +23,7 @@ def stack(op: Op, several: Sequence[Tensors]) -> Tensors:
     if op is prefix:
         lengths = tuple(tensors["keys"].shape[-2] for tensors in several)
         if len(set(lengths)) > 1:
-            return op.weigh(stacked, _first(lengths, stacked["keys"].device))
+            return prefix.weigh(stacked, _first(lengths, stacked["keys"].device))
     return stacked
 
 
@@ -41,5 +41,6 @@ def _padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 @lru_cache(maxsize=256)
 def _first(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Return weights ``[K, 1, 1, longest]``: 1 on the first tokens of each, 0 on the padding."""
-    longest = torch.arange(max(lengths), device=device)
-    return (longest < torch.tensor(lengths, device=device)[:, None]).float()[:, None, None, :]
+    with torch.inference_mode(False):  # what is made in an evaluation serves training too
+        token = torch.arange(max(lengths), device=device)
+        return (token < torch.tensor(lengths, device=device)[:, None]).float()[:, None, None, :]

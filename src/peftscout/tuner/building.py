@@ -1,10 +1,11 @@
-"""`build`: the one way from a plan to an adapted model."""
+"""`build`: the one way from a plan to an adapted model; `add`: the same for a further plan beside it."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,16 +62,59 @@ def build(
     config = PeftscoutConfig.for_plan(plan, model_map.sites, settings or OpSettings(), seed, modules_to_save)
     before = BackboneState.of(model)
     try:
-        with warnings.catch_warnings():
-            # peft asks transformers by a name that is on its way out.
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        with _quiet():
             peft_model: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
-        for name in modules_to_save:
-            _initialise(model, model.get_submodule(f"{name}.modules_to_save.{adapter_name}"), seed, name)
+        _initialise_heads(model, config, adapter_name)
     except Exception:
         before.restore(model)
         raise
     return peft_model
+
+
+def add(
+    peft_model: PeftModel,
+    plan: Plan,
+    model_map: ModelMap,
+    *,
+    settings: OpSettings | None = None,
+    seed: int = 0,
+    adapter_name: str,
+) -> None:
+    """Put ``plan`` beside the plans that ``peft_model`` holds, initialised as `build` initialises it, and not active.
+
+    Args:
+        peft_model: made by `build`.
+        plan: checked against the sites before the model is touched.
+        model_map: of the bare model; its head is trained too.
+        settings: scales and activations of the ops.
+        seed: of the initialisation.
+        adapter_name: a new one.
+
+    Raises:
+        PlanError: when the plan does not fit the model.
+        TunerError: when a part of the plan cannot be put into it. The other adapters are then as they were.
+    """
+    plan.check(model_map.sites)
+    if adapter_name in peft_model.peft_config:
+        raise TunerError(f"there already is an adapter {adapter_name!r}; take another name, or remove it first")
+    config = PeftscoutConfig.for_plan(plan, model_map.sites, settings or OpSettings(), seed, model_map.head)
+    try:
+        with _quiet():
+            peft_model.add_adapter(adapter_name, config)
+        _initialise_heads(peft_model.get_base_model(), config, adapter_name)
+    except Exception:
+        peft_model.peft_config.setdefault(adapter_name, config)
+        peft_model.delete_adapter(adapter_name)
+        raise
+    peft_model.set_requires_grad(adapter_name, True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is on its way out.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def _require_exact_heads(model: PreTrainedModel, heads: tuple[str, ...]) -> None:
@@ -84,6 +128,11 @@ def _require_exact_heads(model: PreTrainedModel, heads: tuple[str, ...]) -> None
             f"head: {beyond[0]!r} ends like one of {', '.join(heads)}, so peft would train it too; "
             "name it as a head, or name the head by its full path"
         )
+
+
+def _initialise_heads(model: PreTrainedModel, config: PeftscoutConfig, adapter_name: str) -> None:
+    for name in config.modules_to_save or ():
+        _initialise(model, model.get_submodule(f"{name}.modules_to_save.{adapter_name}"), config.seed, name)
 
 
 def _initialise(model: PreTrainedModel, head: nn.Module, seed: int, name: str) -> None:

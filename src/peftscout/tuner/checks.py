@@ -69,7 +69,7 @@ def check_gradients(peft_model: PeftModel, plan: Plan, batch: Mapping[str, Tenso
     adapter = active_adapter(peft_model)
     layers = [layer for _, layer in wrappers(peft_model)]
     parameters = [p for group in parameters_by_op(peft_model).values() for p in group]
-    with _perturbed(parameters), _smooth(layers, adapter), evaluation(peft_model), torch.enable_grad():
+    with perturbed(parameters), _smooth(layers, adapter), evaluation(peft_model), torch.enable_grad():
         torch.autograd.backward(_loss(peft_model, batch))
         for layer in layers:
             for hosted in layer.hosted.get(adapter, ()):
@@ -95,7 +95,7 @@ def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _perturbed(parameters: list[nn.Parameter]) -> Iterator[None]:
+def perturbed(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Give zero tensors small random values, and every tensor a clean gradient; undo both exactly."""
     zeros = [p for p in parameters if not p.any()]
     gradients = [p.grad for p in parameters]

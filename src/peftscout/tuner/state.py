@@ -22,9 +22,12 @@ def active_adapter(peft_model: PeftModel) -> str:
     return str(names[0])
 
 
-def parameters_by_op(peft_model: PeftModel) -> dict[str, list[nn.Parameter]]:
-    """Return the trained tensors of each op in the plan, in canonical order, and those of the head as ``"head"``."""
-    adapter = active_adapter(peft_model)
+def parameters_by_op(peft_model: PeftModel, adapter: str | None = None) -> dict[str, list[nn.Parameter]]:
+    """Return the trained tensors of each op in the plan, in canonical order, and those of the head as ``"head"``.
+
+    They are those of ``adapter``; of the active one when it is ``None``, here and below.
+    """
+    adapter = active_adapter(peft_model) if adapter is None else adapter
     grouped: dict[str, list[nn.Parameter]] = {op: [] for op in OPS}
     for _, layer in wrappers(peft_model):
         for hosted in layer.hosted.get(adapter, ()):
@@ -38,18 +41,18 @@ def parameters_by_op(peft_model: PeftModel) -> dict[str, list[nn.Parameter]]:
     return {name: parameters for name, parameters in grouped.items() if parameters}
 
 
-def trainable_state(peft_model: PeftModel) -> dict[str, Tensor]:
+def trainable_state(peft_model: PeftModel, adapter: str | None = None) -> dict[str, Tensor]:
     """Return copies of all trained tensors, adapter and head, by name: the state worth keeping of a run."""
-    return {name: tensor.detach().clone() for name, tensor in _trained(peft_model).items()}
+    return {name: tensor.detach().clone() for name, tensor in _trained(peft_model, adapter).items()}
 
 
-def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor]) -> None:
+def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor], adapter: str | None = None) -> None:
     """Write a `trainable_state` back.
 
     Raises:
         TunerError: when its names or shapes are not those of ``peft_model``; nothing is written then.
     """
-    trained = _trained(peft_model)
+    trained = _trained(peft_model, adapter)
     if different := sorted(set(trained) ^ set(state)):
         raise TunerError(f"{different[0]}: is in only one of the state and the model; they are of different plans")
     for name, tensor in trained.items():
@@ -60,6 +63,6 @@ def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor]) -> 
             tensor.copy_(state[name])
 
 
-def _trained(peft_model: PeftModel) -> dict[str, nn.Parameter]:
-    wanted = {id(p) for parameters in parameters_by_op(peft_model).values() for p in parameters}
+def _trained(peft_model: PeftModel, adapter: str | None) -> dict[str, nn.Parameter]:
+    wanted = {id(p) for parameters in parameters_by_op(peft_model, adapter).values() for p in parameters}
     return {name: p for name, p in peft_model.named_parameters() if id(p) in wanted}
