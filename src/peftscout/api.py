@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from peftscout.backbone import load_config, quiet_loading
 from peftscout.config import StudyConfig
-from peftscout.engine import dry_run, prepare, run_study
+from peftscout.engine import run_study
 from peftscout.errors import BudgetError, ConfigError, StudyError, nearest
+from peftscout.estimate import dry_run
 from peftscout.export import ExportReport
 from peftscout.front import front_of
 from peftscout.handover import Format, export_study
 from peftscout.plan import Plan
+from peftscout.preparation import prepare
 from peftscout.report.progress import Reporter, Silent, reporter_for
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
@@ -133,7 +135,7 @@ def search_config(config: StudyConfig, study: str | Path | None, reporter: Repor
 
 
 def dry_run_config(config: StudyConfig) -> dict[str, Any]:
-    """Return what the study of ``config`` would do and how long it would take; see `peftscout.engine.dry_run`."""
+    """Return what the study of ``config`` would do and how long it would take; see `peftscout.estimate.dry_run`."""
     return dry_run(prepare(config))
 
 

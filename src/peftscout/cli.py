@@ -86,6 +86,7 @@ def search(
     time: Annotated[str | None, typer.Option(help="Start no new evaluation after this time: 90s, 30m, 1h.")] = None,
     final_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the comparison at the end.")] = None,
     seed: Seed = None,
+    precision: Annotated[str | None, typer.Option(help="auto: what is fastest here; fp32: exact; bf16.")] = None,
     study: Annotated[Path | None, typer.Option(help="Folder of the study; an existing one is continued.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL for the ledger.")] = None,
     role: Roles = None,
@@ -103,7 +104,13 @@ def search(
     fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
     options: dict[str, Any] = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy}
     options |= {"trials": trials, "steps": steps, "time": time, "final": {"seeds": final_seeds}, "export": export}
-    options |= {"roles": _roles(role), "seed": seed, "storage": storage, "trust_remote_code": trust_remote_code or None}
+    options |= {
+        "training": {"precision": precision},
+        "roles": _roles(role),
+        "seed": seed,
+        "storage": storage,
+        "trust_remote_code": trust_remote_code or None,
+    }
     parsed = _config(config, options, set_)
     if dry_run:
         _console().print(tables.dry_run(api.dry_run_config(parsed)))

@@ -101,9 +101,10 @@ class TrainingConfig(_Section):
         warmup: share of the steps with a linearly growing learning rate; it decays linearly to 0 afterwards.
         clip: largest gradient norm.
         evaluations: evenly spaced evaluations on the search split, the last one at the end; the best state counts.
-        precision: ``auto`` is bf16 where an accelerator has it, else fp32.
-        backbone_dropout: ``paper`` leaves the backbone's dropout on, as the published systems do; ``off`` turns it off.
-        threads: CPU threads; ``None`` leaves torch's choice.
+        precision: ``auto`` is what is faster on this machine (``docs/performance.md``); ``fp32`` is exact; ``bf16``.
+        backbone_dropout: dropout of the frozen backbone in training: ``off``; only ``above`` the lowest tuned block; or
+            on everywhere, as in each ``paper``.
+        threads: CPU threads, at most one a core; ``None`` leaves torch's choice.
     """
 
     batch_size: int = Field(default=32, ge=1)
@@ -114,7 +115,7 @@ class TrainingConfig(_Section):
     clip: float = Field(default=1.0, gt=0)
     evaluations: int = Field(default=2, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    backbone_dropout: Literal["paper", "off"] = "paper"
+    backbone_dropout: Literal["off", "above", "paper"] = "off"
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -1,160 +1,34 @@
-"""Run a study: prepare everything without writing, search, tune the contenders, compare on the report split, sum up."""
+"""Run a study: search, tune the contenders, compare on the report split, sum up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 
-from peftscout import tuner
-from peftscout.backbone import Backbone, load_backbone
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
 from peftscout.errors import NothingFeasibleError, StudyError
 from peftscout.gates import WeightTraining
 from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate, Fidelity, Outcome
-from peftscout.plan import Budget, Plan
+from peftscout.preparation import Prepared, encode_split, make_evaluator
 from peftscout.report.progress import Reporter
 from peftscout.report.summary import summarise
-from peftscout.space import Space, load_space
-from peftscout.strategies import check_strategy, make_strategy
+from peftscout.strategies import make_strategy
 from peftscout.strategies.base import Problem
-from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
-from peftscout.study import Header, Study, versions, write_json
-from peftscout.tasks import Encoded, Split, Task, compute_metrics, encode_cached, load_task
-from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
+from peftscout.study import Study, write_json
+from peftscout.tasks import Task, compute_metrics
+from peftscout.training.evaluator import Evaluator, save_adapter
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
-from peftscout.training.settings import TrainingSettings
 
 FINAL_SEED = 10_000
 """Final seeds begin here plus 100 times the study's seed: never among those of the search."""
-
-PROBE_STEPS = 4
-"""Steps of the probe that the time estimate of a dry run rests on."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a study needs, checked; nothing has been written yet."""
-
-    config: StudyConfig
-    task: Task
-    backbone: Backbone
-    budget: Budget
-    space: Space
-    baseline: UniformPlan
-    fidelity: Fidelity
-
-    @property
-    def problem(self) -> Problem:
-        """The problem as strategies see it."""
-        c = self.config
-        return Problem(
-            sites=self.backbone.model_map.sites,
-            space=self.space,
-            budget=self.budget,
-            baseline=self.baseline.plan,
-            fidelity=self.fidelity,
-            trials=c.trials,
-            seed=c.seed,
-            lr_scales=c.lr_scales,
-        )
-
-    def header(self) -> Header:
-        """What decides the study, for ``study.json``."""
-        model_map = self.backbone.model_map
-        model = {
-            "fingerprint": tuner.fingerprint(self.backbone.model),
-            "parameters": model_map.total,
-            "reference": asdict(self.backbone.reference),
-        }
-        return Header(self.config.to_mapping(), self.task.manifest(), model, versions())
-
-
-def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
-    """Load and check everything that a study needs, without writing anything.
-
-    ``dataset`` is a DatasetDict in memory that takes the place of ``config.data.source``.
-
-    Raises:
-        PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
-    """
-    check_strategy(config.strategy, config.strategy_options)
-    d = config.data
-    task = load_task(
-        d.source if dataset is None else dataset,
-        train=d.train,
-        validation=d.validation,
-        test=d.test,
-        text=d.text,
-        text_pair=d.text_pair,
-        label=d.label,
-        kind=d.kind,
-        metric=d.metric,
-        on_bad_rows=d.on_bad_rows,
-        max_train_rows=d.max_train_rows,
-        search_fraction=d.search_fraction,
-        max_search_rows=d.max_search_rows,
-        seed=config.seed,
-    )
-    backbone = load_backbone(
-        config.model,
-        task,
-        seed=config.seed,
-        roles=config.roles,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    model_map = backbone.model_map
-    element = next(backbone.model.parameters()).element_size()
-    budget = Budget.parse(config.budget, model_map.total, element)
-    space = load_space(config.space, model_map.sites)
-    if config.export == "lora":
-        space = space.for_export_lora()
-    baseline = lora_on_query_value(model_map.sites, budget)
-    return Prepared(config, task, backbone, budget, space, baseline, Fidelity(_steps(config, len(task.train))))
-
-
-def _steps(config: StudyConfig, rows: int) -> int:
-    """Steps of an evaluation: as configured, or three passes over the training rows within 50 to 500 steps."""
-    return config.steps or min(500, max(50, round(3 * rows / config.training.batch_size)))
-
-
-def make_evaluator(prepared: Prepared, cache: Path) -> Evaluator:
-    """Tokenise (once, cached) and return the evaluator; nothing of the report split is touched."""
-    config, backbone = prepared.config, prepared.backbone
-
-    task = prepared.task
-    data = EncodedTask(task, encode_split(prepared, task.train, cache), encode_split(prepared, task.search, cache))
-    t = config.training
-    if t.threads is not None:
-        torch.set_num_threads(t.threads)
-    settings = TrainingSettings(
-        learning_rates=t.learning_rates.model_dump(),
-        batch_size=t.batch_size,
-        eval_batch_size=t.eval_batch_size,
-        weight_decay=t.weight_decay,
-        warmup=t.warmup,
-        clip=t.clip,
-        evaluations=t.evaluations,
-        precision=t.precision,
-        backbone_dropout=t.backbone_dropout,
-    )
-    return Evaluator(backbone, data, settings)
-
-
-def encode_split(prepared: Prepared, split: Split, cache: Path) -> Encoded:
-    """Return the token ids of a split: rows no longer than configured and than the model takes; cached on disk."""
-    longest = min(prepared.config.data.max_length, prepared.backbone.max_length)
-    return encode_cached(split, prepared.backbone.tokenizer, max_length=longest, cache_dir=cache)
 
 
 def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -164,6 +38,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         StudyError: when the folder belongs to another study or process.
         NothingFeasibleError: when no trial ended with a score.
     """
+    prepared = prepared.continuing(folder)
     with Study(folder, prepared.header(), prepared.config.storage) as study, reporter:
         for note in prepared.task.notes:
             reporter.note(note)
@@ -225,7 +100,7 @@ class Runner:
 def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     """Trial 0 is the baseline; the strategy has the rest. Return the best record and the baseline's."""
     config, problem = prepared.config, prepared.problem
-    later = _evaluations_after_search(config)
+    later = evaluations_after_search(config)
     runner.reporter.planned(config.trials + later)
     request = Evaluate(problem.baseline, problem.fidelity, problem.seed, 1.0, prepared.baseline.label)
     strategy = make_strategy(config.strategy, _with_supernet(problem, runner), config.strategy_options)
@@ -254,7 +129,7 @@ def _with_supernet(problem: Problem, runner: Runner) -> Problem:
     return replace(problem, one_shot=opened)
 
 
-def _evaluations_after_search(config: StudyConfig) -> int:
+def evaluations_after_search(config: StudyConfig) -> int:
     """Most evaluations that tuning and final comparison take: fewer when the baseline itself is the chosen plan."""
     final = config.final
     return 2 * (len({*final.lr_scales, 1.0}) - 1 + final.seeds) if final.seeds else 0
@@ -345,45 +220,3 @@ def _refuse_over_budget(request: Evaluate, prepared: Prepared) -> None:
 
 def _time_is_up(config: StudyConfig, records: list[Record]) -> bool:
     return config.time is not None and sum(r.outcome.seconds for r in records if r.outcome is not None) >= config.time
-
-
-def dry_run(prepared: Prepared) -> dict[str, Any]:
-    """Return what a search would do: sites, space, cheapest and dearest plan, evaluations, and the time from a probe.
-
-    The probe trains the baseline for a few steps in a temporary folder; nothing of it stays.
-
-    Raises:
-        StudyError: when the probe does not end with a score.
-    """
-    config, space, sites = prepared.config, prepared.space, prepared.backbone.model_map.sites
-    with TemporaryDirectory() as cache:
-        evaluator = make_evaluator(prepared, Path(cache))
-        short, longer = (
-            evaluator(Evaluate(prepared.baseline.plan, Fidelity(steps), config.seed)) for steps in (1, 1 + PROBE_STEPS)
-        )
-    for outcome in (short, longer):
-        if not outcome.done:
-            raise StudyError(f"the probe of {prepared.baseline.label} ended {outcome.state}: {outcome.message}")
-    per_step = max(0.0, longer.seconds - short.seconds) / PROBE_STEPS
-    evaluations = config.trials + _evaluations_after_search(config)
-
-    def priced(plan: Plan) -> dict[str, Any]:
-        return {"cost": plan.cost(sites), "plan": plan.to_json()}
-
-    return {
-        "model": config.model,
-        "parameters": prepared.backbone.model_map.total,
-        "task": prepared.task.name,
-        "rows": {"train": len(prepared.task.train), "search": len(prepared.task.search)},
-        "budget": {"parameters": prepared.budget.parameters, "text": prepared.budget.text},
-        "sites": len(sites),
-        "space": {"name": space.name, "choices": len(space.choices), "plans": space.cardinality()},
-        "cheapest": priced(space.cheapest()),
-        "dearest": priced(space.dearest()),
-        "baseline": {"label": prepared.baseline.label, **priced(prepared.baseline.plan)},
-        "strategy": config.strategy,
-        "evaluations": evaluations,
-        "steps": prepared.fidelity.steps,
-        "seconds_per_step": per_step,
-        "seconds": evaluations * (short.seconds * config.training.evaluations + per_step * prepared.fidelity.steps),
-    }

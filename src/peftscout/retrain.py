@@ -6,12 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from peftscout.engine import Prepared, encode_split, make_evaluator
 from peftscout.errors import StudyError
 from peftscout.export import refuse_existing
 from peftscout.handover import Format, export_trained
 from peftscout.outcome import Evaluate
 from peftscout.plan import Plan
+from peftscout.preparation import Prepared, encode_split, make_evaluator
 from peftscout.report.plan_words import describe
 from peftscout.report.progress import Reporter
 from peftscout.tasks import compute_metrics

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -50,12 +50,15 @@ class Header:
         data: manifest of the splits (rows, hashes, seeds).
         model: fingerprint and parameter count of the backbone.
         versions: of the packages that decide numbers.
+        arithmetic: of forward passes (`peftscout.training.arithmetic.Arithmetic`); the default is that of studies made
+            before it was written down.
     """
 
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     model: Mapping[str, Any]
     versions: Mapping[str, str]
+    arithmetic: Mapping[str, Any] = field(default_factory=lambda: {"dtype": "fp32", "attention": None})
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -65,6 +68,7 @@ class Header:
             "data": dict(self.data),
             "model": dict(self.model),
             "versions": dict(self.versions),
+            "arithmetic": dict(self.arithmetic),
         }
 
     @classmethod
@@ -78,7 +82,8 @@ class Header:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise StudyError(f"{place}: not a study header of schema {SCHEMA} (found {found!r})")
         try:
-            return cls(data["config"], data["data"], data["model"], data["versions"])
+            recorded = {"arithmetic": data["arithmetic"]} if "arithmetic" in data else {}
+            return cls(data["config"], data["data"], data["model"], data["versions"], **recorded)
         except KeyError as error:
             raise StudyError(f"{place}: {error} is missing") from None
 

@@ -20,11 +20,18 @@ from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
 from peftscout.tasks import Encoded, Task
+from peftscout.training.arithmetic import FP32
 from peftscout.training.batches import BatchMaker, training_order
 from peftscout.training.device import Device
-from peftscout.training.loop import DivergedError, Predictor, Progress, Run, parameter_groups, predict, train
+from peftscout.training.dropout import lowest_tuned_block, set_training
+from peftscout.training.forward import Forward
+from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
+from peftscout.training.paused import PausedTrials
+from peftscout.training.schedule import parameter_groups
+from peftscout.training.scoring import Predictor, predict
 from peftscout.training.settings import TrainingSettings
+from peftscout.training.trial import DivergedError, Run, Trial
 
 CHECK_ROWS = 4
 """Rows of the batch on which every built model is checked for tensors that get no gradient."""
@@ -47,6 +54,7 @@ class Evaluator:
         data: encoded training and search rows.
         settings: how plans are trained.
         op_settings: scale and activation of the ops.
+        paused: folder for trials that stopped at a rung; ``None``: a trial runs from its start at every rung.
     """
 
     def __init__(
@@ -55,18 +63,20 @@ class Evaluator:
         data: EncodedTask,
         settings: TrainingSettings,
         op_settings: tuner.OpSettings | None = None,
+        paused: Path | None = None,
     ) -> None:
         self.backbone = backbone
         self.data = data
         self.settings = settings
         self.op_settings = op_settings or tuner.OpSettings()
-        self.device = Device(settings.precision)
+        self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)
         regression = data.task.kind == "regression"
         self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
         self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
-        self._fingerprint = tuner.fingerprint(backbone.model)
+        self._paused = PausedTrials(paused)
+        self._checksum = tuner.checksum(backbone.model)
 
     def __call__(
         self, request: Evaluate, *, after: Callable[[Any], None] | None = None, progress: Progress | None = None
@@ -102,6 +112,8 @@ class Evaluator:
             seconds=time.perf_counter() - started,
             steps=run.steps,
             passes=run.passes,
+            tokens=run.tokens,
+            real_tokens=run.real_tokens,
             peak_memory=memory.peak,
             curve=tuple(run.curve),
         )
@@ -113,46 +125,64 @@ class Evaluator:
         Raises:
             TunerError: when a site of the plan was not realised, or when the backbone came out changed (a defect).
         """
-        model = tuner.build(self.backbone.model, plan, self.backbone.model_map, settings=self.op_settings, seed=seed)
-        try:
-            tuner.check_built(model, plan)
-            tuner.check_gradients(model, plan, self._check_batch())
-            yield model
-        finally:
-            tuner.reset(model)
-            del model
-            self.device.accelerator.free_memory()
-            gc.collect()
-            self.check_backbone()
+        with self.device.attention_of(self.backbone.model):
+            model = tuner.build(
+                self.backbone.model, plan, self.backbone.model_map, settings=self.op_settings, seed=seed
+            )
+            try:
+                tuner.check_built(model, plan)
+                tuner.check_gradients(model, plan, self._check_batch())
+                with self.device.exact_heads(model):
+                    yield model
+            finally:
+                tuner.reset(model)
+                del model
+                self.device.accelerator.free_memory()
+                gc.collect()
+                self.check_backbone()
 
     def check_backbone(self) -> None:
         """Raise a TunerError unless the backbone is, bit for bit, what it was at first."""
-        if tuner.fingerprint(self.backbone.model) != self._fingerprint:
+        if tuner.checksum(self.backbone.model) != self._checksum:
             raise TunerError("the backbone was changed by a trial; scores after it would be wrong: please report this")
 
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
-        """Return predictions in row order of an adapted model on ``rows``."""
-        predictions, _ = predict(model, rows, self.make_batch, self.predictor, self.settings, self.device)
-        return predictions
+        """Return predictions of an adapted model in row order: in fp32, as whoever loads it will get them."""
+        forward = Forward(model, self.make_batch, Device(FP32))
+        return predict(forward, rows, self.predictor, self.settings.eval_batch_size)[0]
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:
-        groups = parameter_groups(tuner.parameters_by_op(model), self.settings, request.lr_scale)
-        run = train(
-            model,
-            groups,
+        settings = self.settings
+        trial = Trial(
+            parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
+            request.fidelity,
+            request.seed,
             self._rows(request.fidelity.data_fraction),
-            self.data.search,
-            self.make_batch,
-            self.predictor,
-            self.settings,
-            self.device,
-            steps=request.fidelity.steps,
-            seed=request.seed,
+            settings,
             snapshot=lambda: tuner.trainable_state(model),
+        )
+        if (paused := self._paused.load(request)) is not None:
+            trial.resume(paused)
+        lowest = lowest_tuned_block(request.plan, self.backbone.model_map)
+        train(
+            trial,
+            Forward(model, self.make_batch, self.device),
+            self.data.search,
+            self.predictor,
+            training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
             progress=progress,
         )
-        tuner.load_trainable_state(model, run.best_state)
-        return run
+        self._keep(trial, request)
+        tuner.load_trainable_state(model, trial.best_state)
+        return trial.run
+
+    def _keep(self, trial: Trial, request: Evaluate) -> None:
+        """Keep a trial that may go on at the next rung."""
+        rungs = request.fidelity.rungs
+        if rungs and request.fidelity.steps < rungs[-1]:
+            self._paused.save(request, trial.pause())
+        elif rungs:
+            self._paused.drop(request)
 
     def _rows(self, fraction: float) -> Encoded:
         rows = self.data.train

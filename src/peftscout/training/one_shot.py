@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from peftscout.errors import StudyError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.space import Space
 from peftscout.supernet import Leaves, Supernet
+from peftscout.training.dropout import set_training
 from peftscout.training.evaluator import Evaluator
 from peftscout.training.kept_search import KeptSearch
-from peftscout.training.loop import Progress, parameter_groups, set_training
+from peftscout.training.loop import Progress
+from peftscout.training.losses import task_loss
+from peftscout.training.schedule import parameter_groups
 from peftscout.training.split_rows import RowsInHalves
 
 REACH = 0.01
@@ -65,6 +68,7 @@ class SupernetInTraining:
             training.seed,
             evaluator.make_batch,
             evaluator.device,
+            training.validation_share,
         )
         self._built: _Weights | None = None
         self._pending: dict[str, np.ndarray] | None = None
@@ -86,14 +90,38 @@ class SupernetInTraining:
         if leaves is None:
             weights.net.set_gates(gates)
         loss = self._backward(self._rows.draw(split), stream=split == "train")
-        saliency, agreement = self._saliency(split)
+        saliency, agreement = self._saliency(split, [p.grad for p in weights.of_modules])
         if update_weights:
-            weights.update()
-            self.steps += 1
-            if self._progress is not None:
-                self._progress(self.steps, self._training.steps)
+            self._update()
         on, size = leaves.gradients() if leaves is not None else (np.zeros_like(gates.on), np.zeros_like(gates.size))
         return Step(loss, on, size, saliency, agreement)
+
+    def split(self, train: Gates, validation: Gates) -> tuple[Step, Step]:
+        """Pass once over rows of both halves and step on the weights; see `strategies.one_shot.OneShot.split`.
+
+        Raises:
+            StudyError: when the loss is not finite, or the model mixes the rows of a batch.
+        """
+        weights, net = self._weights, self._weights.net
+        batch, first = self._rows.draw_both()
+        rows = len(batch["labels"])
+        others = net.trace_rows(train, validation, first, rows, weights=self._training.saliency)
+        losses = self._backward_apart(batch, first)
+        for m in np.flatnonzero(train.on == 0):
+            for p in net.parameters_of(m):
+                p.grad = None  # as if it had been skipped
+        copies = [copy.grad for of_module in others.parameters for copy in of_module]
+        seen = Step(losses[1], *others.gates.gradients(), *self._saliency("validation", copies))
+        nothing = np.zeros_like(train.on), np.zeros_like(train.size)
+        trained = Step(losses[0], *nothing, *self._saliency("train", [p.grad for p in weights.of_modules]))
+        self._update()
+        return trained, seen
+
+    def _update(self) -> None:
+        self._weights.update()
+        self.steps += 1
+        if self._progress is not None:
+            self._progress(self.steps, self._training.steps)
 
     def unrolled(self, gates: Gates) -> Step:
         """Return DARTS' second-order gate gradients; see `strategies.one_shot.OneShot.unrolled`.
@@ -134,34 +162,61 @@ class SupernetInTraining:
         return leaves.gradients()
 
     def _backward(self, batch: dict[str, Tensor], stream: bool) -> float:
-        """Leave the gradients of the loss on ``batch`` in the weights, and nothing else; return the loss.
+        """Leave the gradients of the loss on ``batch`` in the weights, and nothing else; return the loss."""
+        self._prepare(stream)
+        loss = self._loss(self._logits(batch), batch["labels"])
+        self._evaluator.device.accelerator.backward(loss)
+        return float(loss.item())
 
-        Dropout depends on the step and the stream: the passes of one unrolled step share theirs.
+    def _backward_apart(self, batch: dict[str, Tensor], first: int) -> tuple[float, float]:
+        """Leave the gradients of the ``first`` rows in the weights, and those of the others where they are traced.
+
+        As no row sees another, the gradient of the sum of the two losses is that of each. Only the head is the same for
+        all rows: its gradient is taken of the first loss alone.
         """
-        model, device = self._weights.net.model, self._evaluator.device
+        self._prepare(stream=True)
+        logits, labels = self._logits(batch), batch["labels"]
+        train, validation = self._loss(logits[:first], labels[:first]), self._loss(logits[first:], labels[first:])
+        head = self._weights.head
+        of_head = torch.autograd.grad(train, head, retain_graph=True) if head else ()
+        self._evaluator.device.accelerator.backward(train + validation)
+        for p, gradient in zip(head, of_head, strict=True):
+            p.grad = gradient
+        return float(train.item()), float(validation.item())
+
+    def _prepare(self, stream: bool) -> None:
+        """Clear the gradients. Dropout follows from step and stream: the passes of one unrolled step share theirs."""
         for p in self._weights.parameters:
             p.grad = None
         torch.manual_seed(_stream_seed(self._training.seed, self.steps, stream))
-        set_training(model, self._evaluator.settings.backbone_dropout)
-        with device.autocast():
-            loss = model(**batch).loss
+        set_training(self._weights.net.model, self._evaluator.settings.backbone_dropout)
+        self.passes += 1
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        with self._evaluator.device.autocast():
+            logits: Tensor = self._weights.net.model(**{k: t for k, t in batch.items() if k != "labels"}).logits
+        return logits
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = task_loss(logits, labels, self._evaluator.predictor.regression)
         if not torch.isfinite(loss):
             raise StudyError(
                 f"the supernet's loss is {loss.item()} at step {self.steps + 1}: "
                 "set a lower strategy_options.learning_rate"
             )
-        device.accelerator.backward(loss)
-        self.passes += 1
-        return float(loss.item())
+        return loss
 
-    def _saliency(self, split: str) -> tuple[Floats, Floats]:
-        """Return sum abs(theta grad) and the mean cosine with the other split's products, of every module."""
+    def _saliency(self, split: str, gradients: Sequence[Tensor | None]) -> tuple[Floats, Floats]:
+        """Return sum abs(theta grad) and the mean cosine with the other split's products, of every module.
+
+        ``gradients`` are those of the modules' tensors, in order.
+        """
         modules = len(self.modules)
         if not self._training.saliency:
             return np.zeros(modules), np.zeros(modules)
         weights = self._weights
-        reached = [(n, p) for n, p in enumerate(weights.of_modules) if p.grad is not None]
-        mine = {n: (p.detach() * p.grad).float() for n, p in reached if p.grad is not None}
+        pairs = enumerate(zip(weights.of_modules, gradients, strict=True))
+        mine = {n: (p.detach() * gradient).float() for n, (p, gradient) in pairs if gradient is not None}
         other = self._products["validation" if split == "train" else "train"]
         self._products[split] = mine
         absolute, cosine = np.zeros(len(weights.of_modules)), np.zeros(len(weights.of_modules))
@@ -218,7 +273,7 @@ class SupernetInTraining:
     def close(self) -> None:
         """Give the backbone back."""
         if self._built is not None:
-            tuner.reset(self._built.net.model)
+            self._built.close()
             self._built = None
 
 
@@ -230,13 +285,19 @@ class _Weights:
     """The supernet and the optimiser of its weights."""
 
     def __init__(self, evaluator: Evaluator, space: Space, training: WeightTraining) -> None:
-        backbone = evaluator.backbone
-        self.net = Supernet.build(
-            backbone.model, space, backbone.model_map, settings=evaluator.op_settings, seed=training.seed
-        )
+        backbone, device = evaluator.backbone, evaluator.device
+        with ExitStack() as taken_down:
+            taken_down.enter_context(device.attention_of(backbone.model))
+            self.net = Supernet.build(
+                backbone.model, space, backbone.model_map, settings=evaluator.op_settings, seed=training.seed
+            )
+            taken_down.callback(tuner.reset, self.net.model)
+            taken_down.enter_context(device.exact_heads(self.net.model))
+            self.close = taken_down.pop_all().close
         self._clip = training.clip
         modules = range(len(self.net.modules))
         self.of_modules = [p for m in modules for p in self.net.parameters_of(m)]
+        self.head = tuner.parameters_by_op(self.net.model).get("head", [])
         self.owner = np.array([m for m in modules for _ in self.net.parameters_of(m)])
         rates = dict(evaluator.settings.learning_rates)
         if training.learning_rate is not None:

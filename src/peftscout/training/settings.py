@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from peftscout.training.device import Precision
+from peftscout.training.arithmetic import FP32, Arithmetic
+from peftscout.training.dropout import BackboneDropout
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """See `peftscout.config.TrainingConfig` for the meaning and the defaults of each field."""
+    """See `peftscout.config.TrainingConfig` for the meaning and the defaults of each field.
+
+    Attributes:
+        arithmetic: chosen from the configured precision and the machine, see `peftscout.training.arithmetic.choose`.
+    """
 
     learning_rates: Mapping[str, float]
     batch_size: int = 32
@@ -20,5 +24,5 @@ class TrainingSettings:
     warmup: float = 0.06
     clip: float = 1.0
     evaluations: int = 2
-    precision: Precision = "auto"
-    backbone_dropout: Literal["paper", "off"] = "paper"
+    backbone_dropout: BackboneDropout = "off"
+    arithmetic: Arithmetic = FP32

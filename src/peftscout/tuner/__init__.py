@@ -8,7 +8,7 @@ from peftscout.tuner.building import build
 from peftscout.tuner.checks import check_built, check_gradients
 from peftscout.tuner.config import PeftscoutConfig
 from peftscout.tuner.model import PeftscoutModel
-from peftscout.tuner.resetting import fingerprint, reset
+from peftscout.tuner.resetting import checksum, fingerprint, reset
 from peftscout.tuner.state import load_trainable_state, parameters_by_op, trainable_state
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "build",
     "check_built",
     "check_gradients",
+    "checksum",
     "fingerprint",
     "load_trainable_state",
     "parameters_by_op",

@@ -31,6 +31,17 @@ def reset(peft_model: PeftModel) -> PreTrainedModel:
     return model
 
 
+def checksum(model: nn.Module) -> list[tuple[str, str, int]]:
+    """Return name, dtype and shape, and a number of every parameter and buffer of ``model``.
+
+    The number is the exclusive or of its values (`torch.hash_tensor`), computed where the tensor is and bound by memory
+    speed, so that it can be checked after every trial. It tells an accident; for identity there is `fingerprint`.
+    """
+    tensors = [(name, tensor.detach()) for name, tensor in chain(model.named_parameters(), model.named_buffers())]
+    hashes = [torch.hash_tensor(t).view(torch.int64).cpu() if t.numel() else torch.zeros(()) for _, t in tensors]
+    return [(name, f"{t.dtype} {tuple(t.shape)}", int(h)) for (name, t), h in zip(tensors, hashes, strict=True)]
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return a hash over every parameter and buffer of ``model``: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ import pytest
 
 import peftscout
 from peftscout.config import StudyConfig
-from peftscout.engine import prepare
+from peftscout.preparation import prepare
 from peftscout.errors import ConfigError
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.study import read_header, read_records

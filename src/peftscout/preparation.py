@@ -1,0 +1,151 @@
+"""Everything that a study needs, loaded and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from peftscout import tuner
+from peftscout.backbone import Backbone, load_backbone
+from peftscout.config import StudyConfig
+from peftscout.outcome import Fidelity
+from peftscout.plan import Budget
+from peftscout.space import Space, load_space
+from peftscout.strategies import check_strategy
+from peftscout.strategies.base import Problem
+from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
+from peftscout.study import Header, read_header, versions
+from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
+from peftscout.training.arithmetic import Arithmetic, choose, use_threads
+from peftscout.training.evaluator import EncodedTask, Evaluator
+from peftscout.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a study needs, checked; nothing has been written yet."""
+
+    config: StudyConfig
+    task: Task
+    backbone: Backbone
+    budget: Budget
+    space: Space
+    baseline: UniformPlan
+    fidelity: Fidelity
+    arithmetic: Arithmetic
+
+    @property
+    def problem(self) -> Problem:
+        """The problem as strategies see it."""
+        c = self.config
+        return Problem(
+            sites=self.backbone.model_map.sites,
+            space=self.space,
+            budget=self.budget,
+            baseline=self.baseline.plan,
+            fidelity=self.fidelity,
+            trials=c.trials,
+            seed=c.seed,
+            lr_scales=c.lr_scales,
+        )
+
+    def header(self) -> Header:
+        """What decides the study, for ``study.json``."""
+        model_map = self.backbone.model_map
+        model = {
+            "fingerprint": tuner.fingerprint(self.backbone.model),
+            "parameters": model_map.total,
+            "reference": asdict(self.backbone.reference),
+        }
+        return Header(self.config.to_mapping(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
+
+    def continuing(self, folder: Path) -> Prepared:
+        """Return this with the arithmetic of the study in ``folder``, if there is one and the config leaves it
+        open.
+
+        Whoever continues a study on a faster machine gets the numbers of the machine that it began on.
+        """
+        if self.config.training.precision != "auto" or not (folder / "study.json").exists():
+            return self
+        return replace(self, arithmetic=Arithmetic.from_json(read_header(folder).arithmetic))
+
+
+def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
+    """Load and check everything that a study needs, without writing anything.
+
+    ``dataset`` is a DatasetDict in memory that takes the place of ``config.data.source``.
+
+    Raises:
+        PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
+    """
+    check_strategy(config.strategy, config.strategy_options)
+    use_threads(config.training.threads)
+    d = config.data
+    task = load_task(
+        d.source if dataset is None else dataset,
+        train=d.train,
+        validation=d.validation,
+        test=d.test,
+        text=d.text,
+        text_pair=d.text_pair,
+        label=d.label,
+        kind=d.kind,
+        metric=d.metric,
+        on_bad_rows=d.on_bad_rows,
+        max_train_rows=d.max_train_rows,
+        search_fraction=d.search_fraction,
+        max_search_rows=d.max_search_rows,
+        seed=config.seed,
+    )
+    backbone = load_backbone(
+        config.model,
+        task,
+        seed=config.seed,
+        roles=config.roles,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    model_map = backbone.model_map
+    element = next(backbone.model.parameters()).element_size()
+    budget = Budget.parse(config.budget, model_map.total, element)
+    space = load_space(config.space, model_map.sites)
+    if config.export == "lora":
+        space = space.for_export_lora()
+    baseline = lora_on_query_value(model_map.sites, budget)
+    fidelity = Fidelity(_steps(config, len(task.train)))
+    arithmetic = choose(config.training.precision, Accelerator().device)
+    return Prepared(config, task, backbone, budget, space, baseline, fidelity, arithmetic)
+
+
+def _steps(config: StudyConfig, rows: int) -> int:
+    """Steps of an evaluation: as configured, or three passes over the training rows within 50 to 500 steps."""
+    return config.steps or min(500, max(50, round(3 * rows / config.training.batch_size)))
+
+
+def make_evaluator(prepared: Prepared, cache: Path) -> Evaluator:
+    """Tokenise (once, cached) and return the evaluator; nothing of the report split is touched."""
+    config, backbone = prepared.config, prepared.backbone
+    task = prepared.task
+    data = EncodedTask(task, encode_split(prepared, task.train, cache), encode_split(prepared, task.search, cache))
+    t = config.training
+    settings = TrainingSettings(
+        learning_rates=t.learning_rates.model_dump(),
+        batch_size=t.batch_size,
+        eval_batch_size=t.eval_batch_size,
+        weight_decay=t.weight_decay,
+        warmup=t.warmup,
+        clip=t.clip,
+        evaluations=t.evaluations,
+        backbone_dropout=t.backbone_dropout,
+        arithmetic=prepared.arithmetic,
+    )
+    return Evaluator(backbone, data, settings, paused=cache / "paused")
+
+
+def encode_split(prepared: Prepared, split: Split, cache: Path) -> Encoded:
+    """Return the token ids of a split: rows no longer than configured and than the model takes; cached on disk."""
+    longest = min(prepared.config.data.max_length, prepared.backbone.max_length)
+    return encode_cached(split, prepared.backbone.tokenizer, max_length=longest, cache_dir=cache)
