@@ -237,6 +237,43 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss() -> None:
         assert slope == pytest.approx(float(on @ direction), rel=1e-3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("op", OPS)
+def test_rows_of_one_batch_can_have_gates_of_their_own_and_gradients_that_arrive_apart(family: str, op: str) -> None:
+    model, model_map = prepared(family)
+    space = everything(model_map, (op,))
+    batch = labelled(batch_of(rows=5, padding=2))
+    train, validation = ({k: t[rows] for k, t in batch.items()} for rows in (slice(None, 3), slice(3, None)))
+    with supernet(model, space, model_map) as net:
+        stir(net.model)
+        modules, rng = net.modules, np.random.default_rng(0)
+        mine, theirs = (
+            Gates(rng.uniform(0.3, 1.0, len(modules)), modules.one_hot(rng.integers(0, modules.levels)))
+            for _ in range(2)
+        )
+
+        def gradients() -> list[torch.Tensor]:
+            found = [p.grad.clone() for m in range(len(modules)) for p in net.parameters_of(m)]
+            net.model.zero_grad()
+            return found
+
+        net.set_gates(mine)
+        net.model(**train).loss.backward()
+        of_mine = gradients()
+        leaves = net.trace_gates(theirs)
+        net.model(**validation).loss.backward()
+        of_theirs = gradients()
+        others = net.trace_rows(mine, theirs, 3, 5, weights=True)
+        found = net.model(**{k: t for k, t in batch.items() if k != "labels"}).logits
+        losses = [torch.nn.functional.cross_entropy(found[r], batch["labels"][r]) for r in (slice(3), slice(3, 5))]
+        sum(losses).backward()
+        for wanted, got in zip(leaves, others.gates, strict=True):
+            torch.testing.assert_close(got.grad, wanted.grad, **CLOSE)
+        copies = [copy.grad for of_module in others.parameters for copy in of_module]
+        for wanted, got in zip(of_theirs + of_mine, copies + gradients(), strict=True):
+            torch.testing.assert_close(got, wanted, **CLOSE)
+
+
 # -- modules --------------------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,7 @@ class WeightTraining:
         clip: largest norm of the gradient.
         seed: of initialisation, data order and dropout.
         saliency: whether steps report `Step.saliency` and `Step.agreement`; zero otherwise.
+        validation_share: share of validation rows in a batch of both halves.
     """
 
     steps: int
@@ -171,6 +172,7 @@ class WeightTraining:
     clip: float
     seed: int
     saliency: bool = False
+    validation_share: float = 0.25
 
 
 class Kept(NamedTuple):

@@ -7,7 +7,7 @@ gate is closed is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from peftscout import tuner
 from peftscout.architecture import ModelMap
 from peftscout.gates import Floats, Gates, Modules
-from peftscout.ops import OPS, Gate, OpSettings
+from peftscout.ops import OPS, Gate, OpSettings, OtherRows
 from peftscout.plan import Plan
 from peftscout.space import Space
 from peftscout.tuner.building import wrappers
@@ -36,6 +36,13 @@ class Leaves(NamedTuple):
     def gradients(self) -> tuple[Floats, Floats]:
         """Return the gradients of both; zero where no gradient arrived."""
         return _gradient(self.on), _gradient(self.size)
+
+
+class OtherLeaves(NamedTuple):
+    """What collects the gradients of the other rows of a batch: the gates, and copies of each module's parameters."""
+
+    gates: Leaves
+    parameters: Sequence[Sequence[Tensor]]
 
 
 class _Place(NamedTuple):
@@ -92,27 +99,63 @@ class Supernet:
 
     def set_gates(self, gates: Gates) -> None:
         """Let the next passes compute with ``gates``; closed modules are skipped and get no gradient at all."""
-        self._install(np.flatnonzero(gates.on), self._tensor(gates.on), self._tensor(gates.size))
+        each = self._gates(self._tensor(gates.on), self._tensor(gates.size))
+        self._install((place, each[m]) for m in np.flatnonzero(gates.on) for place in self._places[m])
 
     def trace_gates(self, gates: Gates) -> Leaves:
         """Let the next passes compute with ``gates`` and return them as leaves of the graph.
 
         Closed modules are computed too, so that the gradient says what opening them would do.
         """
-        leaves = Leaves(self._tensor(gates.on).requires_grad_(), self._tensor(gates.size).requires_grad_())
-        self._install(np.arange(len(self.modules)), *leaves)
+        leaves = self._leaves(gates)
+        each = self._gates(*leaves)
+        self._install((place, gate) for places, gate in zip(self._places, each, strict=True) for place in places)
         return leaves
 
-    def _install(self, open_modules: Sequence[int] | np.ndarray, on: Tensor, size: Tensor) -> None:
-        gates: dict[int, dict[str, Gate]] = {id(layer): {} for layer in self._layers}
-        factors, weights = on.unbind(), (size[:, None] @ self._nested).squeeze(1).unbind()
-        for m in open_modules:
-            sizes = self.modules[m].sizes
-            gate = Gate(factors[m], None if len(sizes) == 1 else weights[m][: sizes[-1]])
-            for place in self._places[m]:
-                gates[id(place.layer)][place.op] = gate
+    def trace_rows(self, gates: Gates, others: Gates, first: int, rows: int, *, weights: bool) -> OtherLeaves:
+        """Let the next passes compute a batch with ``gates``, but its rows from ``first`` on with ``others``.
+
+        The gradients of the two parts arrive apart: those of the first rows in the parameters (of closed modules they
+        are zero), those of the others in what is returned.
+
+        Args:
+            gates: of the first rows.
+            others: of the other rows, traced as by `trace_gates`.
+            first: where the other rows begin.
+            rows: of the batch.
+            weights: whether the parameters' gradients from the other rows are wanted, too.
+        """
+        leaves = self._leaves(others)
+        mine, theirs = self._gates(self._tensor(gates.on), self._tensor(gates.size)), self._gates(*leaves)
+        parameters: list[list[Tensor]] = []
+        installed: list[tuple[_Place, Gate]] = []
+        for m, places in enumerate(self._places):
+            parameters.append([])
+            for place in places:
+                copies = {kind: p.detach().requires_grad_(weights) for kind, p in self._tensors(place).items()}
+                parameters[m] += copies.values()
+                installed.append((place, mine[m]._replace(others=OtherRows(theirs[m], copies, first, rows))))
+        self._install(installed)
+        return OtherLeaves(leaves, parameters)
+
+    def _leaves(self, gates: Gates) -> Leaves:
+        return Leaves(self._tensor(gates.on).requires_grad_(), self._tensor(gates.size).requires_grad_())
+
+    def _gates(self, on: Tensor, size: Tensor) -> list[Gate]:
+        """Return the gate of every module."""
+        units = (size[:, None] @ self._nested).squeeze(1)
+        sizes = [module.sizes for module in self.modules]
+        return [
+            Gate(factor, None if len(held) == 1 else weights[: held[-1]])
+            for factor, weights, held in zip(on.unbind(), units.unbind(), sizes, strict=True)
+        ]
+
+    def _install(self, gates: Iterable[tuple[_Place, Gate]]) -> None:
+        installed: dict[int, dict[str, Gate]] = {id(layer): {} for layer in self._layers}
+        for place, gate in gates:
+            installed[id(place.layer)][place.op] = gate
         for layer in self._layers:
-            layer.gates = gates[id(layer)]
+            layer.gates = installed[id(layer)]
 
     def _units_of_sizes(self) -> Tensor:
         """Return ``[modules, levels, units]``: 1 where the size holds the unit; zeros pad all but the first axis."""

@@ -34,6 +34,10 @@ class TestBipeft(StrategyContract):
     factory = staticmethod(lambda p: bipeft(with_toy(p), QUICK))
 
 
+class TestBipeftInOnePass(StrategyContract):
+    factory = staticmethod(lambda p: bipeft(with_toy(p), replace(QUICK, estimator="split")))
+
+
 def small_space(sizes=(1, 4, 8), modules: int = 12) -> Space:
     """LoRA on as many projections of equal cost; 64 parameters a rank."""
     sites = fake_sites("encoder", layers=4)
@@ -61,6 +65,13 @@ def searched(options: BipeftOptions, *, budget: int, space: Space | None = None,
 def test_it_finds_the_modules_that_matter(seed: int) -> None:
     search, _ = searched(BipeftOptions(steps=200), budget=4 * 64, seed=seed)
     assert set(search.select()) == set(USEFUL)
+
+
+def test_with_both_halves_in_one_pass_it_finds_them_about_as_often() -> None:
+    options = [BipeftOptions(steps=200, estimator=estimator) for estimator in ("bilevel", "split")]
+    found = [sum(set(searched(o, budget=4 * 64, seed=s)[0].select()) == set(USEFUL) for s in range(8)) for o in options]
+    assert min(found) >= 5
+    assert abs(found[0] - found[1]) <= 2
 
 
 @pytest.mark.parametrize("order", ["alternating", "joint", "binary_first", "dimension_first"])
@@ -338,9 +349,10 @@ def test_a_finished_search_is_not_run_again() -> None:
     assert again.one_shot.opened[0].passes == 0
 
 
-def test_an_iteration_is_two_passes() -> None:
-    _, one_shot = searched(BipeftOptions(steps=40, warmup=1.0), budget=640)
-    assert one_shot.passes == 80
+@pytest.mark.parametrize(("estimator", "passes"), [("bilevel", 2), ("split", 1)])
+def test_an_iteration_is_two_passes_or_one_that_is_split(estimator: str, passes: int) -> None:
+    _, one_shot = searched(BipeftOptions(steps=40, warmup=1.0, estimator=estimator), budget=640)
+    assert one_shot.passes == 40 * passes
 
 
 def test_without_a_supernet_or_a_budget_it_is_refused_before_anything_runs() -> None:
@@ -353,7 +365,17 @@ def test_without_a_supernet_or_a_budget_it_is_refused_before_anything_runs() -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"order": "both"}, {"steps": 0}, {"ema": 1.5}, {"clip": 0.0}, {"window": 0}, {"triggers": 0}]
+    "wrong",
+    [
+        {"order": "both"},
+        {"estimator": "all"},
+        {"validation_share": 0.0},
+        {"steps": 0},
+        {"ema": 1.5},
+        {"clip": 0.0},
+        {"window": 0},
+        {"triggers": 0},
+    ],
 )
 def test_impossible_options_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -35,8 +35,12 @@ class TestS3Delta(StrategyContract):
 
 
 class TestS3DeltaOfFirstOrderWithKnapsack(StrategyContract):
-    options = S3DeltaOptions(steps=12, second_order=False, selection="knapsack", competition=False)
+    options = S3DeltaOptions(steps=12, estimator="bilevel", selection="knapsack", competition=False)
     factory = staticmethod(lambda p: s3delta(with_toy(p), TestS3DeltaOfFirstOrderWithKnapsack.options))
+
+
+class TestS3DeltaInOnePass(StrategyContract):
+    factory = staticmethod(lambda p: s3delta(with_toy(p), S3DeltaOptions(steps=12, estimator="split")))
 
 
 def small_space(sizes=(1,), modules: int = 12) -> Space:
@@ -55,10 +59,10 @@ def searched(options: S3DeltaOptions, *, budget: int = 4 * 64, space: Space | No
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("estimator", ["unrolled", "bilevel", "split"])
 @pytest.mark.parametrize("selection", ["greedy", "knapsack"])
-def test_it_finds_the_modules_that_matter(seed: int, second_order: bool, selection: str) -> None:
-    search, _ = searched(S3DeltaOptions(second_order=second_order, selection=selection), seed=seed)
+def test_it_finds_the_modules_that_matter(seed: int, estimator: str, selection: str) -> None:
+    search, _ = searched(S3DeltaOptions(estimator=estimator, selection=selection), seed=seed)
     assert set(search.select()) == set(USEFUL)
 
 
@@ -146,6 +150,12 @@ def test_the_log_has_the_expected_size_and_the_probabilities() -> None:
     assert len(one_shot.events[0]["probabilities"]) == 12
 
 
+@pytest.mark.parametrize(("estimator", "passes"), [("unrolled", 5), ("bilevel", 2), ("split", 1)])
+def test_an_iteration_has_the_passes_of_its_estimator(estimator: str, passes: int) -> None:
+    _, one_shot = searched(S3DeltaOptions(steps=20, estimator=estimator))
+    assert one_shot.passes == 20 * passes
+
+
 @pytest.mark.parametrize("die_after", [1, 20, 55])
 def test_a_search_that_was_killed_goes_on_to_the_same_result(die_after: int) -> None:
     space = small_space((1, 4))
@@ -168,7 +178,10 @@ def test_what_cannot_work_is_refused_before_anything_runs() -> None:
         s3delta(replace(problem(), space=load_space("autopeft", fake_sites())))
 
 
-@pytest.mark.parametrize("wrong", [{"selection": "best"}, {"steps": 0}, {"beta": -1.0}, {"clip": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"selection": "best"}, {"steps": 0}, {"beta": -1.0}, {"clip": 0.0}, {"estimator": "all"}, {"validation_share": 0}],
+)
 def test_impossible_options_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         make_strategy("s3delta", problem(), wrong)

@@ -71,6 +71,13 @@ class ToyOneShot:
         gradients = (on, size) if gate_gradients else (none(on), none(size))
         return Step(loss, *gradients, np.abs(product).sum(1), agreement)
 
+    def split(self, train: Gates, validation: Gates) -> tuple[Step, Step]:
+        """Rows do not see each other, so this is the two passes, counted as one."""
+        seen = self.step(validation, "validation", gate_gradients=True, update_weights=False)
+        trained = self.step(train, "train", gate_gradients=False, update_weights=True)
+        self.passes -= 1
+        return trained, seen
+
     def unrolled(self, gates: Gates) -> Step:
         """Exact: the Hessian of the formula is diagonal."""
         target = self._target("train")

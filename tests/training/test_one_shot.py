@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from peftscout.strategies.one_shot import run
 from peftscout.strategies.s3delta import S3DeltaOptions, S3DeltaSearch
 from peftscout.supernet import Supernet
 from peftscout.tasks import encode, load_task
+from peftscout.training.arithmetic import Arithmetic
 from peftscout.training.evaluator import EncodedTask, Evaluator
 from peftscout.training.kept_search import KeptSearch
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
 from peftscout.training.settings import TrainingSettings
-from peftscout.training.split_rows import RowsInHalves
+from peftscout.training.split_rows import RowsInHalves, paired_order
 from tiny_task import save_tiny_model, write_task
 
 RATES = dict.fromkeys(
@@ -198,9 +200,117 @@ def test_an_unrolled_step_leaves_weights_optimiser_and_training_data_where_they_
     after = one_shot._weights.state()
     assert set(before) == set(after)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert one_shot._rows.drawn == {"train": drawn["train"], "validation": drawn["validation"] + 1}
+    assert one_shot._rows.drawn == {**drawn, "validation": drawn["validation"] + 1}
     assert one_shot.passes == passes + 4
     assert step.on.any()
+
+
+# -- both halves in one pass ----------------------------------------------------------------------------------------
+
+
+def halves_of(one_shot: SupernetInTraining, monkeypatch) -> tuple[dict, dict]:
+    """Make one batch of both halves, let the next passes see it, and return its two parts."""
+    batch, first = one_shot._rows.draw_both()
+    monkeypatch.setattr(one_shot._rows, "draw_both", lambda: (batch, first))
+    parts = tuple({k: t[part] for k, t in batch.items()} for part in (slice(None, first), slice(first, None)))
+    monkeypatch.setattr(one_shot._rows, "draw", lambda split: parts[("train", "validation").index(split)])
+    return parts
+
+
+def gradients_of(one_shot: SupernetInTraining) -> list[torch.Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in one_shot._weights.parameters]
+
+
+@pytest.mark.parametrize("space", ["bipeft-s1", "bipeft-s2", "lora"])
+def test_one_pass_over_both_halves_says_what_two_separate_passes_say(evaluator, tmp_path, space, monkeypatch):
+    space = load_space(space, evaluator.backbone.model_map.sites)
+    with one_shot_factory(evaluator, space, tmp_path)(replace(TRAINING, saliency=True)) as one_shot:
+        modules, rng = one_shot.modules, np.random.default_rng(0)
+        warm(one_shot)
+        halves_of(one_shot, monkeypatch)
+
+        def gates() -> Gates:
+            on = rng.uniform(0.2, 1.0, len(modules)) * (rng.random(len(modules)) < 0.6)
+            return Gates(on, modules.one_hot(rng.integers(0, modules.levels)))
+
+        for_weights, for_gates = gates(), gates()
+        seen = one_shot.step(for_gates, "validation", gate_gradients=True, update_weights=False)
+        trained = one_shot.step(for_weights, "train", gate_gradients=False, update_weights=False)
+        expected, agreement = gradients_of(one_shot), trained.agreement
+        monkeypatch.setattr(one_shot, "_update", lambda: None)
+        one_shot._products["validation"] = {}
+        together = one_shot.split(for_weights, for_gates)
+        for found, wanted in zip(together, (trained, seen), strict=True):
+            for name in ("loss", "on", "size", "saliency"):
+                scale = max(1.0, float(np.abs(getattr(wanted, name)).max()))
+                assert np.abs(getattr(found, name) - getattr(wanted, name)).max() <= 1e-5 * scale, name
+        assert together[0].agreement == pytest.approx(agreement, abs=1e-3)
+        assert seen.on.any()
+        for found, wanted in zip(gradients_of(one_shot), expected, strict=True):
+            assert (found is None) == (wanted is None)
+            if found is not None:
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_rows_never_reach_the_weights_nor_training_rows_the_gates(one_shot, monkeypatch):
+    gates = warm(one_shot)
+    halves_of(one_shot, monkeypatch)
+    batch, first = one_shot._rows.draw_both()
+    monkeypatch.setattr(one_shot, "_update", lambda: None)
+    before = one_shot.split(gates, gates), gradients_of(one_shot)
+    batch["labels"][first:] = 1 - batch["labels"][first:]
+    other_validation = one_shot.split(gates, gates), gradients_of(one_shot)
+    assert all(torch.equal(a, b) for a, b in zip(before[1], other_validation[1], strict=True))
+    assert not np.array_equal(before[0][1].on, other_validation[0][1].on)
+    batch["labels"][:first] = 1 - batch["labels"][:first]
+    other_train = one_shot.split(gates, gates), gradients_of(one_shot)
+    assert np.array_equal(other_train[0][1].on, other_validation[0][1].on)
+    assert not all(torch.equal(a, b) for a, b in zip(other_validation[1], other_train[1], strict=True))
+
+
+def test_a_pass_over_both_halves_is_one_pass_and_one_step(one_shot):
+    gates = warm(one_shot, steps=2)
+    before = [p.detach().clone() for p in one_shot._weights.parameters]
+    train, validation = one_shot.split(gates, gates)
+    assert (one_shot.passes, one_shot.steps) == (3, 3)
+    assert any(not torch.equal(a, b) for a, b in zip(before, one_shot._weights.parameters, strict=True))
+    assert not train.on.any()
+    assert validation.saliency.all()
+
+
+def test_a_batch_of_both_halves_has_training_rows_first_and_pads_little(evaluator):
+    rows, drawn = rows_of(evaluator), []
+    of_half = {split: {tuple(f["input_ids"]) for f in half.features} for split, half in rows.halves.items()}
+    widths, longest = 0, 0
+    for _ in range(20):
+        batch, first = rows.draw_both()
+        assert (first, len(batch["labels"])) == (6, 8)
+        ids = [tuple(i[m.bool()].tolist()) for i, m in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        assert set(ids[:first]) <= of_half["train"]
+        assert set(ids[first:]) <= of_half["validation"]
+        widths, longest = widths + batch["input_ids"].numel(), longest + 8 * max(map(len, of_half["train"]))
+        drawn.append(ids)
+    assert widths <= longest + 20 * 8 * 8  # padded to a multiple of 8
+    again = rows_of(evaluator)
+    again.skip({"train": 0, "validation": 0, "both": 13})
+    assert torch.equal(again.draw_both()[0]["input_ids"], _replayed(evaluator, 13))
+
+
+def _replayed(evaluator, skipped: int) -> torch.Tensor:
+    rows = rows_of(evaluator)
+    for _ in range(skipped):
+        rows.draw_both()
+    return rows.draw_both()[0]["input_ids"]
+
+
+def test_every_row_of_both_halves_comes_up_about_equally_often():
+    lengths = [np.arange(30) % 7, np.arange(9) % 3]
+    seen = [np.zeros(30), np.zeros(9)]
+    for pair in islice(paired_order(lengths, (4, 2), seed=0), 60):
+        for count, chosen in zip(seen, pair, strict=True):
+            np.add.at(count, chosen, 1)
+    assert [int(count.sum()) for count in seen] == [240, 120]
+    assert all(count.max() - count.min() <= 2 for count in seen)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(one_shot):
@@ -213,13 +323,17 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(one_shot):
 
 def test_in_bfloat16_it_trains_and_the_gates_get_their_gradients(evaluator, tmp_path):
     half = copy.deepcopy(evaluator)
-    half.device.bf16 = True
+    half.device.arithmetic = Arithmetic("bf16", "eager")
+    attention = half.backbone.model.config._attn_implementation
     with one_shot_factory(half, lora_space(half), tmp_path)(TRAINING) as one_shot:
         gates = warm(one_shot, steps=10)
         step = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
         assert np.isfinite(step.loss)
         assert step.on.all()
         assert one_shot._weights.parameters[0].dtype == torch.float32
+        assert half.backbone.model.config._attn_implementation == "eager"
+        assert one_shot._logits(one_shot._rows.peek("train")).dtype == torch.float32  # the head is exact
+    assert half.backbone.model.config._attn_implementation == attention
 
 
 def test_two_halves_of_one_batch_size_cost_one_pass_each(one_shot):

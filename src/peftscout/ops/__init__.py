@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from peftscout.ops import bias, lora, lowrank_adapter, norm, parallel, prefix, scale, serial
-from peftscout.ops.base import Affine, Gate, Op, OpSettings, Tensors, apply, generator_for
+from peftscout.ops.base import Affine, Gate, Op, OpSettings, OtherRows, Tensors, apply, generator_for
 
 OPS: Mapping[str, Op] = MappingProxyType(
     {
@@ -22,4 +22,4 @@ OPS: Mapping[str, Op] = MappingProxyType(
 )
 """Every op by name, in the order in which the ops of one host are applied (that of `peftscout.cost.OPS`)."""
 
-__all__ = ["OPS", "Affine", "Gate", "Op", "OpSettings", "Tensors", "apply", "generator_for"]
+__all__ = ["OPS", "Affine", "Gate", "Op", "OpSettings", "OtherRows", "Tensors", "apply", "generator_for"]

@@ -114,21 +114,61 @@ class Gate(NamedTuple):
     Attributes:
         on: factor on the op's delta, a scalar tensor.
         weights: weight of each unit, ``[size]``; ``None``: every unit counts whole.
+        others: what holds instead for the last rows of a batch.
     """
 
     on: Tensor
     weights: Tensor | None = None
+    others: OtherRows | None = None
+
+
+class OtherRows(NamedTuple):
+    """The rows of a batch that see other gates and tensors, so that gradients of the two parts arrive apart.
+
+    Attributes:
+        gate: of these rows.
+        params: the op's tensors as these rows see them.
+        first: of ``rows`` rows, those from this one on. Where a row of the batch is several rows of the model (choices,
+            for one), the shares are the same.
+        rows: of the batch.
+    """
+
+    gate: Gate
+    params: Tensors
+    first: int
+    rows: int
 
 
 def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate | None = None) -> Tensor:
     """Return y + on * delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
-    if gate is None:
-        return (y + op.delta(params, x, y, settings)).to(y.dtype)
+    if gate is not None:
+        params = _gated(op, params, gate) if gate.others is None else _by_row(op, params, gate, gate.others, len(y))
+    return (y + op.delta(params, x, y, settings)).to(y.dtype)
+
+
+def _gated(op: Op, params: Tensors, gate: Gate) -> Tensors:
+    """Return ``params`` with the gate in them.
+
+    It is on the last factor and not on delta, which is as large as y: a gate costs no pass over the activations.
+    """
     if gate.weights is not None:
         params = op.weigh(params, gate.weights)
-    # On the last factor and not on delta, which is as large as y: a gate costs no pass over the activations.
-    params = {**params, **{name: gate.on * params[name] for name in op.OUTER if name in params}}
-    return (y + op.delta(params, x, y, settings)).to(y.dtype)
+    return {**params, **{name: gate.on * params[name] for name in op.OUTER if name in params}}
+
+
+def _by_row(op: Op, params: Tensors, gate: Gate, others: OtherRows, rows: int) -> Tensors:
+    """Return the gated tensors that each of ``rows`` rows sees, ``[rows, ...]``, of vectors ``[rows, 1, width]``."""
+    first = rows * others.first // others.rows
+    theirs = _gated(op, others.params, others.gate)
+    return {
+        name: torch.cat([_repeated(tensor, first), _repeated(theirs[name], rows - first)])
+        for name, tensor in _gated(op, params, gate).items()
+    }
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    tensor = tensor if tensor.dim() > 1 else tensor[None]
+    return tensor.expand(rows, *tensor.shape)
 
 
 def generator_for(seed: int, site: str, op: str) -> torch.Generator:

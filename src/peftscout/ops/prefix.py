@@ -74,7 +74,7 @@ def shrink(params: Tensors, size: int) -> dict[str, Tensor]:
 
 def weigh(params: Tensors, weights: Tensor) -> Tensors:
     """The exponentials of S: a token of weight 0 takes no attention, as one of score minus infinity."""
-    return {**params, "weights": weights}
+    return {**params, "weights": weights[None, None] if weights.dim() == 1 else weights}
 
 
 def fold(params: Tensors, host: Affine, settings: OpSettings) -> None:

@@ -21,7 +21,7 @@ Section numbers are those of the method. Where this deviates from the release, w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,18 @@ def bipeft(problem: Problem, options: BipeftOptions | None = None) -> Strategy:
     o = options or BipeftOptions()
     steps = o.steps or problem.fidelity.steps
     search = BipeftSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o)
-    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, saliency=True)
+    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, True, o.validation_share)
     return OneShotStrategy(
         problem, training, search, label="bipeft", alternatives=o.alternatives, keep_every=o.keep_every
     )
+
+
+class _Draw(NamedTuple):
+    """Gates, and the softmax of alpha and of beta that they were drawn from."""
+
+    gates: Gates
+    p: Floats
+    q: Floats
 
 
 class BipeftSearch:
@@ -90,33 +98,44 @@ class BipeftSearch:
     # -- 3.4: one iteration -------------------------------------------------------------------------------------------
 
     def advance(self, one_shot: OneShot) -> None:
-        """Step on the gates with a validation batch, then on the weights with a training batch; then see (3.6)."""
-        validation, on_validation = self._gate_step(one_shot)
-        weights = self._weight_gates()
-        train = one_shot.step(weights, "train", gate_gradients=False, update_weights=True)
-        self._update_sensitivity(train, validation, (weights.on > 0) & on_validation)
+        """Step on the gates with validation rows, and on the weights with training rows; then see (3.6).
+
+        In two passes, or, by the `split` estimator, in one.
+        """
+        draw = self._draw_gates()
+        if self.o.estimator == "split":
+            weights = self._weight_gates()
+            train, validation = one_shot.split(weights, draw.gates)
+            self._learn(draw, validation)
+        else:
+            validation = one_shot.step(draw.gates, "validation", gate_gradients=True, update_weights=False)
+            self._learn(draw, validation)
+            weights = self._weight_gates()
+            train = one_shot.step(weights, "train", gate_gradients=False, update_weights=True)
+        self._update_sensitivity(train, validation, (weights.on > 0) & (draw.gates.on > 0))
         self.iteration += 1
         if self.iteration > self.o.warmup * self.steps:
             self._watch(one_shot)
 
-    def _gate_step(self, one_shot: OneShot) -> tuple[Step, NDArray[np.bool_]]:
-        """3.3, 3.4: train alpha, beta or both, as `BipeftOptions.order` has it; return what was seen and who was on."""
+    def _draw_gates(self) -> _Draw:
+        """3.3: gates of a step on alpha, on beta or on both, as `BipeftOptions.order` has it."""
         binary, dimension = self.o.trains(self.iteration, self.steps)
         g, p = self._sample(self.alpha, 0)
         h, q = self._sample(self._masked_beta(), 1)
         if not binary:
             g = np.where((self.modules.levels == 1)[:, None], g, [0.0, 1.0])  # sized modules: all that are left are on
         size = self.size_at(self.level()) if not dimension else np.where((self.fixed < 0)[:, None], h, self.settled())
-        gates = Gates(g[:, 1] * self.kept, size)
-        seen = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
-        tau = self.o.temperature(self.iteration, self.steps)
+        return _Draw(Gates(g[:, 1] * self.kept, size), p, q)
+
+    def _learn(self, draw: _Draw, seen: Step) -> None:
+        """3.4: step on the logits that were drawn from."""
+        binary, dimension = self.o.trains(self.iteration, self.steps)
         if binary or (self.modules.levels == 1).any():
             trained = self.kept if binary else self.kept & (self.modules.levels == 1)
             upstream = np.stack([np.zeros_like(seen.on), seen.on], axis=1)
-            self._descend("alpha", through_softmax(p, upstream, tau), trained)
+            self._descend("alpha", through_softmax(draw.p, upstream, self._tau), trained)
         if dimension:
-            self._descend("beta", through_softmax(q, seen.size, tau), self.kept & (self.fixed < 0))
-        return seen, gates.on > 0
+            self._descend("beta", through_softmax(draw.q, seen.size, self._tau), self.kept & (self.fixed < 0))
 
     def _descend(self, name: str, gradient: Floats, trained: NDArray[np.bool_]) -> None:
         """One Adam step with the release's regulariser, on the rows that are trained."""

@@ -8,6 +8,7 @@ from typing import Literal
 from peftscout.errors import ConfigError
 
 Order = Literal["alternating", "joint", "binary_first", "dimension_first"]
+Estimator = Literal["bilevel", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class BipeftOptions:
         temperature_end: to this one.
         gumbel: ``False``: plain softmax gates, an ablation.
         sampled_sizes: whether weights are trained at sampled sizes. The paper has ``False``: at those that lead.
+        estimator: ``bilevel``: a pass for the gates and one for the weights, as in the paper. ``split``: one pass over
+            rows of both halves, whose gradients arrive apart.
+        validation_share: of the rows of a batch of ``split``; the others are for the weights.
         order: ``alternating`` batches for positions and dimensions; the ablations ``joint`` (both at once),
             ``binary_first`` and ``dimension_first`` (half of the steps each).
         ema: weight of the past in the sensitivity.
@@ -58,6 +62,8 @@ class BipeftOptions:
     temperature_end: float = 1.0
     gumbel: bool = True
     sampled_sizes: bool = True
+    estimator: Estimator = "bilevel"
+    validation_share: float = 0.25
     order: Order = "alternating"
     ema: float = 0.85
     warmup: float = 2 / 15
@@ -72,6 +78,8 @@ class BipeftOptions:
         orders = ("alternating", "joint", "binary_first", "dimension_first")
         if self.order not in orders:
             raise ConfigError(f"order {self.order!r}: must be one of {', '.join(orders)}")
+        if self.estimator not in ("bilevel", "split"):
+            raise ConfigError(f"estimator {self.estimator!r}: must be bilevel or split")
         object.__setattr__(self, "gate_betas", tuple(self.gate_betas))
         for name in ("clip", "gate_learning_rate", "temperature_start", "temperature_end"):
             if not getattr(self, name) > 0:
@@ -82,6 +90,8 @@ class BipeftOptions:
         for name in ("window", "triggers", "certain_triggers", "keep_every"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be at least 1")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(f"validation_share {self.validation_share!r}: must be between 0 and 1")
         for name in ("steps", "learning_rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} {value!r}: must be above 0")

@@ -47,6 +47,15 @@ class OneShot(Protocol):
         """
         ...
 
+    def split(self, train: Gates, validation: Gates) -> tuple[Step, Step]:
+        """Pass once over training rows and validation rows together, then step on the weights; return what each says.
+
+        It is ``step(validation, "validation", gate_gradients=True, update_weights=False)`` and
+        ``step(train, "train", gate_gradients=False, update_weights=True)`` on the rows of one batch: a row is computed
+        with the gates of its half, gates see validation rows only, and weights training rows only.
+        """
+        ...
+
     def unrolled(self, gates: Gates) -> Step:
         """Return DARTS' second-order gate gradients (Liu et al., 2019, eq. 7 and 8), weights left as they are.
 

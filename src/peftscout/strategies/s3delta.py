@@ -48,7 +48,9 @@ class S3DeltaOptions:
         gate_learning_rate: of AdamW on alpha, falling linearly to 0.
         gate_weight_decay: of that AdamW.
         beta: scale of the sigmoid.
-        second_order: DARTS' unrolled gradient; ``False``: first order, at two fifths of the cost.
+        estimator: of the gradient at alpha. ``unrolled``: DARTS' second order, five passes an iteration, as in the
+            paper. ``bilevel``: first order, two passes. ``split``: first order, one pass over rows of both halves.
+        validation_share: of the rows of a batch of ``split``; the others are for the weights.
         competition: whether raising one probability lowers the others.
         selection: ``greedy`` by p (the paper) or ``knapsack`` on the values p n.
         log_every: iterations between two entries of the event log.
@@ -66,7 +68,8 @@ class S3DeltaOptions:
     gate_learning_rate: float = 0.1
     gate_weight_decay: float = 0.0
     beta: float = 1.0
-    second_order: bool = True
+    estimator: Literal["unrolled", "bilevel", "split"] = "unrolled"
+    validation_share: float = 0.25
     competition: bool = True
     selection: Literal["greedy", "knapsack"] = "greedy"
     log_every: int = 10
@@ -76,7 +79,12 @@ class S3DeltaOptions:
     def __post_init__(self) -> None:
         if self.selection not in ("greedy", "knapsack"):
             raise ConfigError(f"selection {self.selection!r}: must be greedy or knapsack")
-        for name in ("steps", "learning_rate", "clip", "gate_learning_rate", "beta", "log_every", "keep_every"):
+        if self.estimator not in ("unrolled", "bilevel", "split"):
+            raise ConfigError(f"estimator {self.estimator!r}: must be unrolled, bilevel or split")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(f"validation_share {self.validation_share!r}: must be between 0 and 1")
+        positive = ("clip", "gate_learning_rate", "beta", "log_every", "keep_every")
+        for name in ("steps", "learning_rate", *positive):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} {value!r}: must be above 0")
         for name in ("weight_decay", "gate_weight_decay", "alternatives"):
@@ -98,7 +106,9 @@ def s3delta(problem: Problem, options: S3DeltaOptions | None = None) -> Strategy
     o = options or S3DeltaOptions()
     steps = o.steps or problem.fidelity.steps
     search = S3DeltaSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o)
-    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed)
+    training = WeightTraining(
+        steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, validation_share=o.validation_share
+    )
     return OneShotStrategy(
         problem, training, search, label="s3delta", alternatives=o.alternatives, keep_every=o.keep_every
     )
@@ -139,22 +149,31 @@ class S3DeltaSearch:
         return probabilities(self.alpha, self.n, max(bound, float(self.n.min())), self.o.beta)
 
     def advance(self, one_shot: OneShot) -> None:
-        """5.4: step on alpha with a validation batch, then on the weights with a training batch."""
+        """5.4: step on alpha with validation rows, and on the weights with training rows."""
         p = self.p
         z = concrete(p, self._uniform(0))
-        gates = self.gates(z)
-        if self.o.second_order:
-            seen = one_shot.unrolled(gates)
+        if self.o.estimator == "split":
+            train, seen = one_shot.split(self._weight_gates(), self.gates(z))
+            self._learn(p, z, seen)
         else:
-            seen = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
-        gradient = self._at_alpha(p, z, self.at_gates(seen, z))
-        gradient *= min(1.0, self.o.clip / max(float(np.linalg.norm(gradient)), 1e-12))
-        self.alpha = self.adam.step(self.alpha, gradient, rate_factor=1 - self.iteration / self.steps)
-        z = concrete(self.p, self._uniform(1))
-        train = one_shot.step(self.gates(z), "train", gate_gradients=False, update_weights=True)
+            if self.o.estimator == "unrolled":
+                seen = one_shot.unrolled(self.gates(z))
+            else:
+                seen = one_shot.step(self.gates(z), "validation", gate_gradients=True, update_weights=False)
+            self._learn(p, z, seen)
+            train = one_shot.step(self._weight_gates(), "train", gate_gradients=False, update_weights=True)
         self.iteration += 1
         if self.iteration % self.o.log_every == 0 or self.finished:
             self._log(one_shot, train, seen)
+
+    def _learn(self, p: Floats, z: Floats, seen: Step) -> None:
+        """Step on alpha, from the gradient at the gates ``z`` that were drawn with ``p``."""
+        gradient = self._at_alpha(p, z, self.at_gates(seen, z))
+        gradient *= min(1.0, self.o.clip / max(float(np.linalg.norm(gradient)), 1e-12))
+        self.alpha = self.adam.step(self.alpha, gradient, rate_factor=1 - self.iteration / self.steps)
+
+    def _weight_gates(self) -> Gates:
+        return self.gates(concrete(self.p, self._uniform(1)))
 
     def _uniform(self, stream: int) -> Floats:
         """5.3: one u for all passes of a step on alpha (common random numbers), another for the step on the weights."""

@@ -107,7 +107,7 @@ class SupernetInTraining:
         rows = len(batch["labels"])
         others = net.trace_rows(train, validation, first, rows, weights=self._training.saliency)
         losses = self._backward_apart(batch, first)
-        for m in np.flatnonzero(train.on == 0):
+        for m in np.flatnonzero(train.on == 0).tolist():
             for p in net.parameters_of(m):
                 p.grad = None  # as if it had been skipped
         copies = [copy.grad for of_module in others.parameters for copy in of_module]
