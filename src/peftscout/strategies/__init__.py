@@ -12,11 +12,26 @@ from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.bipeft import bipeft
 from peftscout.strategies.bipeft_options import BipeftOptions
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
+from peftscout.strategies.halving import SuccessiveHalving
+from peftscout.strategies.multi_fidelity_options import FidelityOptions, HalvingOptions, OneEpochOptions
+from peftscout.strategies.one_epoch import OneEpoch
 from peftscout.strategies.random import random_search
 from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
 from peftscout.strategies.uniform import uniform
 
-__all__ = ["STRATEGIES", "Problem", "Strategy", "check_strategy", "make_strategy"]
+__all__ = [
+    "FIDELITIES",
+    "STRATEGIES",
+    "FidelityOptions",
+    "HalvingOptions",
+    "OneEpochOptions",
+    "Problem",
+    "Strategy",
+    "check_fidelity",
+    "check_strategy",
+    "make_strategy",
+    "with_fidelity",
+]
 
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
     "autopeft": (autopeft, AutoPeftOptions),
@@ -27,6 +42,20 @@ STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
     "uniform": (uniform, None),
 }
 """Name -> (factory, its options dataclass or ``None``). A factory takes the problem and, where it has some, options."""
+
+FIDELITIES: Mapping[str, type[FidelityOptions] | None] = {
+    "full": None,
+    "halving": HalvingOptions,
+    "one-epoch": OneEpochOptions,
+}
+"""Name -> options dataclass of how much training plans get; ``full``: all of them the full training."""
+
+_OWN_FIDELITIES = {
+    "bipeft": "searches on one supernet and has only its results trained",
+    "s3delta": "searches on one supernet and has only its results trained",
+    "design-spaces": "halves groups of plans by itself (strategy_options.rungs)",
+}
+"""Strategies that do not go with rungs, and why."""
 
 
 def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
@@ -40,19 +69,7 @@ def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
             f"strategy {name!r}: not known{nearest(name, STRATEGIES)}; there are {', '.join(sorted(STRATEGIES))}"
         )
     _, kind = STRATEGIES[name]
-    known = [] if kind is None else [f.name for f in fields(kind)]
-    for option in options:
-        if option not in known:
-            there = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise ConfigError(
-                f"strategy_options.{option}: strategy {name!r} does not know it{nearest(option, known)}; {there}"
-            )
-    if kind is None:
-        return None
-    try:
-        return kind(**options)
-    except (TypeError, ValueError, ConfigError) as error:
-        raise ConfigError(f"strategy_options: {error}") from None
+    return _checked("strategy_options", f"strategy {name!r}", kind, options)
 
 
 def make_strategy(name: str, problem: Problem, options: Mapping[str, Any]) -> Strategy:
@@ -60,3 +77,53 @@ def make_strategy(name: str, problem: Problem, options: Mapping[str, Any]) -> St
     checked = check_strategy(name, options)
     factory, _ = STRATEGIES[name]
     return factory(problem) if checked is None else factory(problem, checked)
+
+
+def check_fidelity(name: str, strategy: str, options: Mapping[str, Any]) -> FidelityOptions | None:
+    """Return the options object for fidelity ``name`` under ``strategy``; ``None`` for the full training of every plan.
+
+    Raises:
+        ConfigError: on an unknown fidelity or option, naming the nearest, on an impossible value, or when the strategy
+            cannot have it.
+    """
+    if name not in FIDELITIES:
+        raise ConfigError(f"fidelity {name!r}: not known{nearest(name, FIDELITIES)}; there are {', '.join(FIDELITIES)}")
+    kind = FIDELITIES[name]
+    if kind is not None and strategy in _OWN_FIDELITIES:
+        raise ConfigError(f"fidelity {name!r}: strategy {strategy!r} {_OWN_FIDELITIES[strategy]}; use fidelity: full")
+    checked: FidelityOptions | None = _checked("fidelity_options", f"fidelity {name!r}", kind, options)
+    return checked
+
+
+def with_fidelity(
+    options: FidelityOptions | None, factory: Callable[[Problem], Strategy], problem: Problem
+) -> Strategy:
+    """Return the strategy of ``factory`` for ``problem``, under the fidelity that ``options`` stand for.
+
+    Args:
+        options: as `check_fidelity` returns them.
+        factory: makes a trial-based strategy; called more than once when halving has to begin again.
+        problem: its fidelity is the full one on the ladder of these options: ``options.ladder(fidelity, epoch_steps)``.
+            The baseline, which the engine evaluates at that fidelity, is then trained as the others are.
+    """
+    if options is None:
+        return factory(problem)
+    if not (problem.fidelity.rungs and problem.fidelity.full):
+        raise ValueError(f"{problem.fidelity}: must be the full fidelity on a ladder, see options.ladder")
+    if isinstance(options, HalvingOptions):
+        return SuccessiveHalving(factory, problem, options)
+    return OneEpoch(factory, problem, options)
+
+
+def _checked(place: str, what: str, kind: type | None, options: Mapping[str, Any]) -> Any:
+    known = [] if kind is None else [f.name for f in fields(kind)]
+    for option in options:
+        if option not in known:
+            there = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise ConfigError(f"{place}.{option}: {what} does not know it{nearest(option, known)}; {there}")
+    if kind is None:
+        return None
+    try:
+        return kind(**options)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise ConfigError(f"{place}: {error}") from None
