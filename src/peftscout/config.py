@@ -104,6 +104,9 @@ class TrainingConfig(_Section):
         precision: ``auto`` is what is faster on this machine (``docs/performance.md``); ``fp32`` is exact; ``bf16``.
         backbone_dropout: dropout of the frozen backbone in training: ``off``; only ``above`` the lowest tuned block; or
             on everywhere, as in each ``paper``.
+        shortcuts: whether what is known or never read is left out, where tests on the model show that it may be
+            (``docs/performance.md``).
+        cache_bytes: most bytes of stored activations in the study folder; 0 stores none.
         threads: CPU threads, at most one a core; ``None`` leaves torch's choice.
     """
 
@@ -116,6 +119,8 @@ class TrainingConfig(_Section):
     evaluations: int = Field(default=2, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     backbone_dropout: Literal["off", "above", "paper"] = "off"
+    shortcuts: bool = True
+    cache_bytes: int = Field(default=4_000_000_000, ge=0)
     threads: int | None = Field(default=None, ge=1)
 
 

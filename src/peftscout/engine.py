@@ -42,7 +42,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
     with Study(folder, prepared.header(), prepared.config.storage) as study, reporter:
         for note in prepared.task.notes:
             reporter.note(note)
-        runner = Runner(study, make_evaluator(prepared, folder / "cache"), reporter)
+        runner = Runner(study, make_evaluator(prepared, folder / "cache", reporter.note), reporter)
         best, baseline = _search(prepared, runner)
         best, baseline = _tune(prepared, runner, best, baseline)
         comparison = _compare(prepared, runner, best, baseline)

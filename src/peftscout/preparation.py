@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,11 @@ def _steps(config: StudyConfig, rows: int) -> int:
     return config.steps or min(500, max(50, round(3 * rows / config.training.batch_size)))
 
 
-def make_evaluator(prepared: Prepared, cache: Path) -> Evaluator:
-    """Tokenise (once, cached) and return the evaluator; nothing of the report split is touched."""
+def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] = lambda text: None) -> Evaluator:
+    """Tokenise (once, cached) and return the evaluator; nothing of the report split is touched.
+
+    ``note`` is told which shortcuts the model does not allow.
+    """
     config, backbone = prepared.config, prepared.backbone
     task = prepared.task
     data = EncodedTask(task, encode_split(prepared, task.train, cache), encode_split(prepared, task.search, cache))
@@ -140,9 +144,11 @@ def make_evaluator(prepared: Prepared, cache: Path) -> Evaluator:
         clip=t.clip,
         evaluations=t.evaluations,
         backbone_dropout=t.backbone_dropout,
+        shortcuts=t.shortcuts,
+        cache_bytes=t.cache_bytes,
         arithmetic=prepared.arithmetic,
     )
-    return Evaluator(backbone, data, settings, paused=cache / "paused")
+    return Evaluator(backbone, data, settings, folder=cache, note=note)
 
 
 def encode_split(prepared: Prepared, split: Split, cache: Path) -> Encoded:

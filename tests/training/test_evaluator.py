@@ -16,8 +16,10 @@ from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Fidelity, State
 from peftscout.plan import Plan
 from peftscout.tasks import encode, load_task
+from peftscout.training import shortcuts
 from peftscout.training.arithmetic import FP32, Arithmetic
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
+from peftscout.training.one_row_check import Reading
 from peftscout.training.settings import TrainingSettings
 from tiny_task import save_tiny_model, write_task
 
@@ -44,11 +46,11 @@ def make(tmp_path_factory):
     model = save_tiny_model(tmp_path_factory.mktemp("model"))
     task = load_task(write_task(tmp_path_factory.mktemp("data"), train=200, validation=40))
 
-    def make(paused: Path | None = None, **changes) -> Evaluator:
+    def make(folder: Path | None = None, note=print, **changes) -> Evaluator:
         backbone = load_backbone(str(model), task)
         train, search = (encode(split, backbone.tokenizer, max_length=32) for split in (task.train, task.search))
         settings = replace(TrainingSettings(RATES, batch_size=16), **changes)
-        return Evaluator(backbone, EncodedTask(task, train, search), settings, paused=paused)
+        return Evaluator(backbone, EncodedTask(task, train, search), settings, folder=folder, note=note)
 
     return make
 
@@ -229,18 +231,18 @@ def on_rung(steps: int, seed: int = 0) -> Evaluate:
 
 def test_a_run_that_was_paused_at_every_rung_ends_as_the_run_that_was_not(make, tmp_path):
     whole = make()(on_rung(16))
-    paused = make(paused=tmp_path)
+    paused = make(folder=tmp_path)
     rungs = [paused(on_rung(steps)) for steps in LADDER]
     assert [outcome.steps for outcome in rungs] == list(LADDER)
     assert rungs[-1].curve == whole.curve
     assert rungs[-1].metrics == whole.metrics
     assert rungs[0].curve == whole.curve[:1]
     assert (rungs[-1].passes, rungs[-1].tokens) == (whole.passes, whole.tokens)
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "paused").iterdir()) == []
 
 
 def test_a_resumed_run_takes_only_the_steps_of_its_increment(make, tmp_path):
-    evaluator = make(paused=tmp_path)
+    evaluator = make(folder=tmp_path)
     evaluator(on_rung(4))
     done = []
     evaluator(on_rung(8), progress=lambda step, steps: done.append(step))
@@ -249,23 +251,23 @@ def test_a_resumed_run_takes_only_the_steps_of_its_increment(make, tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncate", "garbage", "of another request"])
 def test_a_damaged_or_foreign_pause_only_costs_time(make, tmp_path, harm):
-    evaluator = make(paused=tmp_path)
+    evaluator = make(folder=tmp_path)
     evaluator(on_rung(4))
-    (file,) = tmp_path.iterdir()
+    (file,) = (tmp_path / "paused").iterdir()
     if harm == "truncate":
         file.write_bytes(file.read_bytes()[:-100])
     elif harm == "garbage":
         file.write_bytes(b"garbage")
     else:
         evaluator(on_rung(4, seed=1))
-        (other,) = set(tmp_path.iterdir()) - {file}
+        (other,) = set(file.parent.iterdir()) - {file}
         other.replace(file)
     assert evaluator(on_rung(8)).curve == make()(on_rung(8)).curve
 
 
 def test_a_folder_that_cannot_be_written_only_costs_the_pause(make, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    evaluator = make(paused=tmp_path / "file")
+    evaluator = make(folder=tmp_path / "file")
     assert evaluator(on_rung(4)).done
     assert evaluator(on_rung(8)).steps == 8
 
@@ -283,3 +285,56 @@ def test_the_checksum_tells_any_change_of_the_backbone(evaluator):
             evaluator.check_backbone()
         weight[1, 2] = old
     evaluator.check_backbone()
+
+
+UPPER = Plan.of({("layers.1.attention.q", "lora"): 2, ("layers.1.ffn", "serial"): 2})
+
+
+@pytest.mark.parametrize("plan", [MIXED, UPPER], ids=["all layers", "upper layer"])
+def test_shortcuts_do_not_change_what_is_learnt(make, tmp_path, plan):
+    request = Evaluate(plan, Fidelity(12), 0)
+    notes = []
+    short = make(folder=tmp_path, note=notes.append)(request)
+    plain = make(shortcuts=False)(request)
+    assert notes == []
+    assert [loss for _, loss, _ in short.curve] == pytest.approx([loss for _, loss, _ in plain.curve], rel=1e-5)
+    assert short.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-5)
+    assert short.score == plain.score
+    assert (short.tokens, short.real_tokens) == (plain.tokens, plain.real_tokens)
+
+
+def test_stored_activations_are_shared_by_trials_and_give_the_same_bits(make, tmp_path, monkeypatch):
+    evaluator = make(folder=tmp_path)
+    first = evaluator(Evaluate(UPPER, Fidelity(6), 0))
+    stored = sorted(p.name for p in (tmp_path / "activations").glob("*.safetensors"))
+    assert len(stored) == 2
+    monkeypatch.setattr(shortcuts, "prefix_activations", None)
+    again = make(folder=tmp_path)(Evaluate(UPPER, Fidelity(6), 0))
+    assert again.curve == first.curve
+    other = Plan.of({("layers.1.ffn.down", "lora"): 1})
+    assert evaluator(Evaluate(other, Fidelity(6), 0)).done
+    assert sorted(p.name for p in (tmp_path / "activations").glob("*.safetensors")) == stored
+
+
+@pytest.mark.parametrize("changes", [{"backbone_dropout": "paper"}, {"cache_bytes": 0}, {"shortcuts": False}])
+def test_nothing_is_stored_where_that_is_switched_off_or_the_backbone_is_random(make, tmp_path, changes):
+    assert make(folder=tmp_path, **changes)(Evaluate(UPPER, Fidelity(2), 0)).done
+    assert not (tmp_path / "activations").exists()
+
+
+def test_a_cache_that_is_too_small_is_said_once_and_costs_nothing_else(make, tmp_path):
+    notes = []
+    evaluator = make(folder=tmp_path, note=notes.append, cache_bytes=100)
+    outcomes = [evaluator(Evaluate(UPPER, Fidelity(2), seed)) for seed in (0, 1)]
+    assert all(outcome.done for outcome in outcomes)
+    assert all("exceed the cache limit" in note for note in notes)
+    assert notes
+
+
+def test_a_head_that_reads_every_row_is_said_and_trains_all_the_same(make, monkeypatch):
+    monkeypatch.setattr(shortcuts, "find_one_row", lambda *args: Reading(None, "the head reads more"))
+    notes = []
+    evaluator = make(note=notes.append)
+    assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
+    assert evaluator(Evaluate(MIXED, Fidelity(2), 0)).done
+    assert notes == ["the last block computes every row: the head reads more"]

@@ -18,6 +18,9 @@ PAD_TO_MULTIPLE = 8
 class BatchMaker:
     """Turns encoded rows into padded tensors.
 
+    Attributes:
+        left_padded: on which side.
+
     Args:
         pad_token_id: id that fills ``input_ids``; every other feature is filled with 0.
         padding_side: ``right`` or ``left``, as the tokenizer says.
@@ -26,7 +29,7 @@ class BatchMaker:
 
     def __init__(self, pad_token_id: int, padding_side: str, regression: bool) -> None:
         self._pad_token_id = pad_token_id
-        self._left = padding_side == "left"
+        self.left_padded = padding_side == "left"
         self._dtype = torch.float32 if regression else torch.int64
 
     def __call__(self, features: Sequence[dict[str, Any]], references: np.ndarray) -> dict[str, Tensor]:
@@ -46,7 +49,7 @@ class BatchMaker:
         width += -width % PAD_TO_MULTIPLE
         out = torch.full((len(rows), width), fill, dtype=torch.int64)
         for i, row in enumerate(rows):
-            if self._left:
+            if self.left_padded:
                 out[i, width - len(row) :] = torch.as_tensor(row)
             else:
                 out[i, : len(row)] = torch.as_tensor(row)

@@ -6,7 +6,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
 from peftscout.tasks import Encoded, Task
+from peftscout.training.activation_cache import ActivationCache
 from peftscout.training.arithmetic import FP32
-from peftscout.training.batches import BatchMaker, training_order
+from peftscout.training.batches import BatchMaker
 from peftscout.training.device import Device
 from peftscout.training.dropout import lowest_tuned_block, set_training
 from peftscout.training.forward import Forward
@@ -31,10 +32,11 @@ from peftscout.training.paused import PausedTrials
 from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import Predictor, predict
 from peftscout.training.settings import TrainingSettings
+from peftscout.training.shortcuts import Shortcuts
 from peftscout.training.trial import DivergedError, Run, Trial
 
 CHECK_ROWS = 4
-"""Rows of the batch on which every built model is checked for tensors that get no gradient."""
+"""Rows of the batch on which every built model is checked: from the shortest to one of median length."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Evaluator:
         data: encoded training and search rows.
         settings: how plans are trained.
         op_settings: scale and activation of the ops.
-        paused: folder for trials that stopped at a rung; ``None``: a trial runs from its start at every rung.
+        folder: for trials that stopped at a rung and for stored activations; ``None``: nothing is kept between trials.
+        note: is told, in words, which shortcuts this model does not allow.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class Evaluator:
         data: EncodedTask,
         settings: TrainingSettings,
         op_settings: tuner.OpSettings | None = None,
-        paused: Path | None = None,
+        folder: Path | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -75,7 +79,11 @@ class Evaluator:
         self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
         self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
-        self._paused = PausedTrials(paused)
+        self._paused = PausedTrials(None if folder is None else folder / "paused")
+        keep = settings.shortcuts and settings.backbone_dropout != "paper" and settings.cache_bytes and folder
+        cache = ActivationCache(folder / "activations", settings.cache_bytes) if keep and folder else None
+        self._shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
+        self._fractions: dict[float, Encoded] = {}
         self._checksum = tuner.checksum(backbone.model)
 
     def __call__(
@@ -164,17 +172,25 @@ class Evaluator:
         if (paused := self._paused.load(request)) is not None:
             trial.resume(paused)
         lowest = lowest_tuned_block(request.plan, self.backbone.model_map)
-        train(
-            trial,
-            Forward(model, self.make_batch, self.device),
-            self.data.search,
-            self.predictor,
-            training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
-            progress=progress,
-        )
+        with self._forward(model, request, trial) as forward:
+            train(
+                trial,
+                forward,
+                self.data.search,
+                self.predictor,
+                training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
+                progress=progress,
+            )
         self._keep(trial, request)
         tuner.load_trainable_state(model, trial.best_state)
         return trial.run
+
+    def _forward(self, model: Any, request: Evaluate, trial: Trial) -> AbstractContextManager[Forward]:
+        if not self.settings.shortcuts:
+            return nullcontext(Forward(model, self.make_batch, self.device))
+        search = self.data.search
+        visited = {trial.rows: trial.rows_of_all_rungs(), search: np.arange(len(search))}
+        return self._shortcuts.forward(model, request.plan, self._check_batch(), visited)
 
     def _keep(self, trial: Trial, request: Evaluate) -> None:
         """Keep a trial that may go on at the next rung."""
@@ -185,15 +201,16 @@ class Evaluator:
             self._paused.drop(request)
 
     def _rows(self, fraction: float) -> Encoded:
-        rows = self.data.train
-        if fraction == 1.0:
-            return rows
-        chosen = np.random.default_rng(0).permutation(len(rows))[: max(1, round(fraction * len(rows)))]
-        return rows.subset(np.sort(chosen))
+        if fraction not in self._fractions:
+            rows = self.data.train
+            chosen = np.random.default_rng(0).permutation(len(rows))[: max(1, round(fraction * len(rows)))]
+            self._fractions[fraction] = rows if fraction == 1.0 else rows.subset(np.sort(chosen))
+        return self._fractions[fraction]
 
     def _check_batch(self) -> dict[str, torch.Tensor]:
-        rows = next(training_order(self.data.train.lengths, CHECK_ROWS, seed=0))
         train = self.data.train
+        order = np.argsort(train.lengths, kind="stable")
+        rows = order[np.linspace(0, len(order) // 2, CHECK_ROWS).astype(np.int64).clip(max=len(order) - 1)]
         return self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
 
 

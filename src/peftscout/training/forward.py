@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from peftscout.tasks import Encoded
+from peftscout.training.activation_file import Entry
 from peftscout.training.batches import BatchMaker
 from peftscout.training.device import Device
+from peftscout.training.frozen_prefix import Entrance, entered_at
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Stored activations with which a model is entered above its frozen prefix.
+
+    Attributes:
+        entrance: where.
+        entries: set of rows -> what is stored, and the place in it of each row (-1: not stored).
+        left_padded: on which side batches are padded.
+    """
+
+    entrance: Entrance
+    entries: Mapping[Encoded, tuple[Entry, np.ndarray]]
+    left_padded: bool
+
+    def of(self, rows: Encoded, indices: np.ndarray, width: int) -> Tensor:
+        """Return the activations of the rows at ``indices``, ``[B, width, H]``."""
+        entry, places = self.entries[rows]
+        return entry.batch(places[indices], width, left_padded=self.left_padded)
 
 
 class Forward:
@@ -17,14 +42,17 @@ class Forward:
 
     Attributes:
         model: the adapted model.
-        tokens: positions computed so far, padding included.
+        tokens: positions of the batches so far, padding included.
         real_tokens: those that hold a token.
     """
 
-    def __init__(self, model: Any, make_batch: BatchMaker, device: Device) -> None:
+    def __init__(
+        self, model: Any, make_batch: BatchMaker, device: Device, activations: Activations | None = None
+    ) -> None:
         self.model = model
         self.device = device
         self._make_batch = make_batch
+        self._activations = activations
         self.tokens = 0
         self.real_tokens = 0
 
@@ -34,9 +62,15 @@ class Forward:
         labels = batch.pop("labels")
         self.tokens += batch["input_ids"].numel()
         self.real_tokens += sum(map(_tokens, (rows.features[i]["input_ids"] for i in indices)))
-        with self.device.autocast():
+        with self.device.autocast(), self._entered(rows, indices, batch["input_ids"].shape[-1]):
             logits: Tensor = self.model(**batch).logits
         return logits, labels
+
+    def _entered(self, rows: Encoded, indices: np.ndarray, width: int) -> AbstractContextManager[None]:
+        if self._activations is None:
+            return nullcontext()
+        hidden = self._activations.of(rows, indices, width).to(self.device.torch_device)
+        return entered_at(self.model, self._activations.entrance, hidden)
 
 
 def _tokens(ids: list[Any]) -> int:

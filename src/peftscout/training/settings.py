@@ -25,4 +25,6 @@ class TrainingSettings:
     clip: float = 1.0
     evaluations: int = 2
     backbone_dropout: BackboneDropout = "off"
+    shortcuts: bool = True
+    cache_bytes: int = 4_000_000_000
     arithmetic: Arithmetic = FP32

@@ -104,6 +104,12 @@ class Trial:
         """Return the indices of the rows of the next batch."""
         return next(self._order)
 
+    def rows_of_all_rungs(self) -> np.ndarray:
+        """Return the indices, ascending, of all rows that this run and its continuations on higher rungs visit."""
+        steps = self.fidelity.rungs[-1] if self.fidelity.rungs else self.fidelity.steps
+        order = training_order(self.rows.lengths, self.settings.batch_size, self._seed)
+        return np.unique(np.concatenate(list(islice(order, steps))))
+
     def update(self, loss: Tensor) -> None:
         """Take an optimiser step from the gradients that were left by ``loss``, a finite scalar."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)

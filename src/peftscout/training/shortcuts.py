@@ -1,0 +1,153 @@
+"""What an evaluator does not compute because it is known or never read: tested on the model at hand before it is used.
+
+Two shortcuts, both exact up to rounding: the blocks below the lowest tuned one are entered with stored activations
+(`frozen_prefix`), and a last block of which the head reads one position computes that row only (`one_row`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from peftscout.backbone import Backbone
+from peftscout.plan import Plan
+from peftscout.tasks import Encoded
+from peftscout.training.activation_cache import ActivationCache
+from peftscout.training.activation_file import Entry
+from peftscout.training.activation_key import activation_key, backbone_digest, rows_digest, sequence_lengths
+from peftscout.training.batches import BatchMaker
+from peftscout.training.device import Device
+from peftscout.training.entrance_check import find_entrance
+from peftscout.training.forward import Activations, Forward
+from peftscout.training.frozen_prefix import Entrance, FrozenPrefix, frozen_prefix, prefix_activations
+from peftscout.training.one_row import one_row
+from peftscout.training.one_row_check import Reading, find_one_row
+
+Batch = Mapping[str, Tensor]
+Note = Callable[[str], None]
+
+
+class Shortcuts:
+    """Finds out what may be skipped under a plan, once for each kind of plan, and says once what may not.
+
+    Args:
+        backbone: of the evaluator.
+        make_batch: pads rows.
+        device: with the arithmetic of training.
+        batch_size: of the batches in which activations are computed.
+        cache: holds activations; ``None``: none are stored.
+        note: is told, in words, what must be computed after all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        make_batch: BatchMaker,
+        device: Device,
+        batch_size: int,
+        cache: ActivationCache | None,
+        note: Note,
+    ) -> None:
+        self._backbone, self._make_batch, self._device, self._cache = backbone, make_batch, device, cache
+        self._batch_size = batch_size
+        self._note = note
+        self._noted: set[str] = set()
+        self._readings: dict[frozenset[tuple[str, str]], Reading] = {}
+        self._entrances: dict[FrozenPrefix, Entrance | str] = {}
+        self._subsets: dict[tuple[Encoded, bytes], tuple[Encoded, str]] = {}
+
+    @contextmanager
+    def forward(self, model: Any, plan: Plan, batch: Batch, visited: Mapping[Encoded, np.ndarray]) -> Iterator[Forward]:
+        """Give what passes rows through ``model``, an adapted one, with every shortcut that ``plan`` allows.
+
+        Args:
+            model: built for ``plan``.
+            plan: what is tuned.
+            batch: a few rows to test shortcuts on.
+            visited: sets of rows -> the indices of those that will be asked for.
+        """
+        with ExitStack() as stack:
+            entrance = self._entrance(model, plan, batch)
+            activations = None if entrance is None else self._activations(model, entrance, visited)
+            if (position := self._reading(model, plan, batch).position) is not None:
+                stack.enter_context(one_row(model, self._backbone.model_map, position))
+            yield Forward(model, self._make_batch, self._device, activations)
+
+    def _reading(self, model: Any, plan: Plan, batch: Batch) -> Reading:
+        """Whether the last block may compute one row. Tested for each set of (role, op) that plans put into it."""
+        model_map = self._backbone.model_map
+        sites = [(model_map.sites[placement.site], placement.op) for placement in plan]
+        last = {stack: len(paths) - 1 for stack, paths in model_map.blocks.items()}
+        kind = frozenset((site.role, op) for site, op in sites if site.layer == last[site.stack])
+        if kind not in self._readings:
+            reading = find_one_row(model, model_map, batch)
+            self._readings[kind] = reading
+            if reading.position is None:
+                self._say(f"the last block computes every row: {reading.reason}")
+        return self._readings[kind]
+
+    def _entrance(self, model: Any, plan: Plan, batch: Batch) -> Entrance | None:
+        prefix = frozen_prefix(plan, self._backbone.model_map)
+        if self._cache is None or prefix is None:
+            return None
+        if prefix not in self._entrances:
+            with self._device.autocast():
+                self._entrances[prefix] = find_entrance(model, prefix, batch)
+        found = self._entrances[prefix]
+        if isinstance(found, str):
+            self._say(f"activations are not stored: {found}")
+            return None
+        return found
+
+    def _activations(self, model: Any, entrance: Entrance, visited: Mapping[Encoded, np.ndarray]) -> Activations | None:
+        """Return the stored activations of all rows that will be asked for; ``None`` when they cannot be stored."""
+        entries = {}
+        for rows, indices in visited.items():
+            found = self._entry(model, entrance.prefix, *self._subset(rows, indices))
+            if isinstance(found, str):
+                self._say(f"activations are not stored: {found}")
+                return None
+            places = np.full(len(rows), -1, dtype=np.int64)
+            places[indices] = np.arange(len(indices))
+            entries[rows] = (found, places)
+        return Activations(entrance, entries, self._make_batch.left_padded)
+
+    def _subset(self, rows: Encoded, indices: np.ndarray) -> tuple[Encoded, str]:
+        """Return the rows at ``indices`` and their digest; trials with one seed visit the same ones."""
+        known = (rows, indices.tobytes())
+        if known not in self._subsets:
+            subset = rows.subset(indices)
+            self._subsets[known] = subset, rows_digest(subset)
+        return self._subsets[known]
+
+    def _entry(self, model: Any, prefix: FrozenPrefix, rows: Encoded, digest: str) -> Entry | str:
+        assert self._cache is not None
+        key = activation_key(
+            self._digest,
+            prefix,
+            digest,
+            self._device.arithmetic,
+            attention=str(self._backbone.model.config._attn_implementation).removeprefix("peftscout_"),
+            device=self._device.torch_device,
+            batch_size=self._batch_size,
+            stored=None,
+        )
+        if (entry := self._cache.entry(key)) is not None:
+            return entry
+        batches = prefix_activations(model, prefix, rows, self._make_batch, self._device, self._batch_size)
+        lengths = sequence_lengths(rows)
+        return self._cache.build(key, lengths, batches, left_padded=self._make_batch.left_padded)
+
+    @cached_property
+    def _digest(self) -> str:
+        return backbone_digest(self._backbone.model, self._backbone.model_map.head)
+
+    def _say(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
