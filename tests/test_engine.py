@@ -14,6 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import peftscout
+from peftscout.api import search_config
+from peftscout.config import StudyConfig
 from peftscout.errors import (
     BudgetError,
     ConfigError,
@@ -24,7 +26,9 @@ from peftscout.errors import (
     StudyError,
 )
 from peftscout.plan import Plan
+from peftscout.report.progress import Silent
 from peftscout.study import read_records
+from peftscout.training.arithmetic import FP32, Arithmetic
 from tiny_task import save_tiny_model, write_task
 
 QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
@@ -277,6 +281,74 @@ def test_the_best_is_sought_among_those_with_the_most_training():
 
     assert _best_of([record(0, 100, 0.7), record(1, 25, 0.9), record(2, 100, None)]).number == 0
     assert _best_of([record(0, 100, 0.7, rank=3), record(1, 100, 0.7, rank=2), record(2, 100, 0.7, rank=2)]).number == 1
+
+
+LADDERS = [
+    ("halving", {"eta": 3, "r_min": 3, "least_plans": 50}, 4),
+    ("one-epoch", {"keep": 1}, 8),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fidelity", "options", "trials"), LADDERS, ids=["halving", "one-epoch"])
+def test_an_interrupted_search_on_rungs_ends_as_the_one_that_was_not(model, data, tmp_path, fidelity, options, trials):
+    chosen = {"fidelity": fidelity, "fidelity_options": options, "trials": trials, "steps": 27, "budget": "5%"}
+    config = StudyConfig.from_mapping(
+        {"model": str(model), "data": {"source": str(data)}, "final": {"seeds": 0}, "training": {"batch_size": 16}}
+        | chosen
+    )
+    whole = search_config(config, tmp_path / "whole", Silent())
+    trials_of_whole = whole.trials
+    assert len(trials_of_whole) > trials
+    assert trials_of_whole["steps"].nunique() >= 2
+    assert whole.best.score == trials_of_whole[trials_of_whole["steps"] == 27]["score"].max()
+
+    class Interrupting(Silent):
+        """Interrupts after so many optimiser steps."""
+
+        def __init__(self, steps: int) -> None:
+            self.left = steps
+
+        def step(self, done: int, total: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    for steps in (35, 20, 11):
+        with pytest.raises(KeyboardInterrupt):
+            search_config(config, tmp_path / "cut", Interrupting(steps))
+    cut = search_config(config, tmp_path / "cut", Silent())
+    columns = ["label", "cost", "score", "steps", "seed", "plan"]
+    assert cut.trials[columns].equals(trials_of_whole[columns])
+    assert cut.best == whole.best
+
+
+def test_what_does_not_go_with_rungs_is_refused_before_anything_is_written(model, data, tmp_path):
+    for changes, message in [
+        ({"fidelity": "halving", "strategy": "bipeft"}, "searches on one supernet"),
+        ({"fidelity": "halving", "steps": 4}, "too few for a rung"),
+        ({"fidelity": "one-epoch", "steps": 2}, "an epoch has"),
+        ({"fidelity": "halving", "fidelity_options": {"etta": 3}}, "eta"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            peftscout.search(model, data, budget="5%", study=tmp_path / "s", **{**QUICK, **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_goes_on_with_the_arithmetic_it_began_with(model, data, tmp_path, monkeypatch):
+    from peftscout import preparation
+
+    monkeypatch.setattr(preparation, "choose", lambda precision, device: Arithmetic("bf16", "eager"))
+    first = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **QUICK)
+    assert json.loads((tmp_path / "s" / "study.json").read_text())["arithmetic"]["dtype"] == "bf16"
+    monkeypatch.setattr(preparation, "choose", lambda precision, device: FP32)
+    assert peftscout.search(model, data, budget="5%", study=tmp_path / "s", **QUICK).summary == first.summary
+    with pytest.raises(StudyError, match="precision"):
+        peftscout.search(model, data, budget="5%", study=tmp_path / "s", **QUICK, training={"precision": "fp32"})
+
+
+def test_the_summary_says_how_many_positions_were_computed_for_each_token(result):
+    assert 1 <= result.summary["spent"]["tokens_per_real_token"] < 2
 
 
 @pytest.mark.slow

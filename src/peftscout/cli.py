@@ -83,6 +83,7 @@ def search(
     strategy: Annotated[str | None, typer.Option(help="Search strategy.")] = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations in all, the baseline among them.")] = None,
     steps: Steps = None,
+    fidelity: Annotated[str | None, typer.Option(help="Training that plans get: full, halving or one-epoch.")] = None,
     time: Annotated[str | None, typer.Option(help="Start no new evaluation after this time: 90s, 30m, 1h.")] = None,
     final_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the comparison at the end.")] = None,
     seed: Seed = None,
@@ -103,7 +104,14 @@ def search(
     fields: dict[str, Any] = {"source": data, "train": train, "validation": validation, "test": test, "text": text}
     fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
     options: dict[str, Any] = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy}
-    options |= {"trials": trials, "steps": steps, "time": time, "final": {"seeds": final_seeds}, "export": export}
+    options |= {
+        "trials": trials,
+        "steps": steps,
+        "fidelity": fidelity,
+        "time": time,
+        "final": {"seeds": final_seeds},
+        "export": export,
+    }
     options |= {
         "training": {"precision": precision},
         "roles": _roles(role),

@@ -148,7 +148,10 @@ class StudyConfig(_Section):
         space: name of a preset, or path of a YAML file.
         strategy: name of a search strategy.
         strategy_options: options of that strategy.
-        trials: evaluations in all, the baseline (trial 0) among them.
+        trials: evaluations in all, the baseline (trial 0) among them; with rungs, what as many full trainings cost.
+        fidelity: how much training plans get: ``full``; ``halving`` (successive halving: the best third at each rung
+            goes on); ``one-epoch`` (the best after one epoch go on).
+        fidelity_options: options of that fidelity.
         steps: optimiser steps of an evaluation; ``None``: three passes over the training rows, within 50 to 500 steps.
         time: seconds after which no new evaluation is started.
         seed: of the search; the final seeds follow from it.
@@ -169,6 +172,8 @@ class StudyConfig(_Section):
     strategy: str = "random"
     strategy_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)
+    fidelity: Literal["full", "halving", "one-epoch"] = "full"
+    fidelity_options: dict[str, Any] = Field(default_factory=dict)
     steps: int | None = Field(default=None, ge=1)
     time: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
     seed: int = Field(default=0, ge=0)

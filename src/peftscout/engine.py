@@ -20,7 +20,7 @@ from peftscout.outcome import Evaluate, Fidelity, Outcome
 from peftscout.preparation import Prepared, encode_split, make_evaluator
 from peftscout.report.progress import Reporter
 from peftscout.report.summary import summarise
-from peftscout.strategies import make_strategy
+from peftscout.strategies import make_strategy, with_fidelity
 from peftscout.strategies.base import Problem
 from peftscout.study import Study, write_json
 from peftscout.tasks import Task, compute_metrics
@@ -103,10 +103,15 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     later = evaluations_after_search(config)
     runner.reporter.planned(config.trials + later)
     request = Evaluate(problem.baseline, problem.fidelity, problem.seed, 1.0, prepared.baseline.label)
-    strategy = make_strategy(config.strategy, _with_supernet(problem, runner), config.strategy_options)
+    strategy = with_fidelity(
+        prepared.multi_fidelity,
+        lambda p: make_strategy(config.strategy, p, config.strategy_options),
+        _with_supernet(problem, runner),
+    )
     records = [runner(request, "search")]
     strategy.tell(request, _outcome(records[0]))
-    while len(records) < config.trials and not _time_is_up(config, records):
+    noted: str | None = None
+    while not (_trials_are_up(prepared, records) or _time_is_up(config, records)):
         requests = strategy.ask(1)
         if not requests:
             break
@@ -114,8 +119,16 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
             _refuse_over_budget(request, prepared)
             records.append(runner(request, "search"))
             strategy.tell(request, _outcome(records[-1]))
+        if (note := getattr(strategy, "note", None)) != noted and note is not None:
+            runner.reporter.note(note)
+            noted = note
     runner.reporter.planned(len(records) + later)
     return _best_of(records), records[0]
+
+
+def _trials_are_up(prepared: Prepared, records: list[Record]) -> bool:
+    """Whether there were as many evaluations as asked for; with rungs the strategy keeps account, in steps."""
+    return prepared.multi_fidelity is None and len(records) >= prepared.config.trials
 
 
 def _with_supernet(problem: Problem, runner: Runner) -> Problem:

@@ -110,6 +110,13 @@ class Evaluate:
             identity.append(f.rungs)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
+    @property
+    def course(self) -> str:
+        """What requests have in common of which one continues the other on a ladder of rungs: all but the steps."""
+        f = self.fidelity
+        identity = [self.plan.digest, f.data_fraction, list(f.rungs) or f.steps, self.seed, self.lr_scale]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; the inverse of `from_json`."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from peftscout.config import StudyConfig
 from peftscout.outcome import Fidelity
 from peftscout.plan import Budget
 from peftscout.space import Space, load_space
-from peftscout.strategies import check_strategy
+from peftscout.strategies import FidelityOptions, check_fidelity, check_strategy
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, read_header, versions
@@ -36,6 +37,7 @@ class Prepared:
     space: Space
     baseline: UniformPlan
     fidelity: Fidelity
+    multi_fidelity: FidelityOptions | None
     arithmetic: Arithmetic
 
     @property
@@ -83,6 +85,7 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
         PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
     """
     check_strategy(config.strategy, config.strategy_options)
+    multi_fidelity = check_fidelity(config.fidelity, config.strategy, config.fidelity_options)
     use_threads(config.training.threads)
     d = config.data
     task = load_task(
@@ -117,8 +120,11 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
         space = space.for_export_lora()
     baseline = lora_on_query_value(model_map.sites, budget)
     fidelity = Fidelity(_steps(config, len(task.train)))
+    if multi_fidelity is not None:
+        epoch = math.ceil(len(task.train) / config.training.batch_size)
+        fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, Accelerator().device)
-    return Prepared(config, task, backbone, budget, space, baseline, fidelity, arithmetic)
+    return Prepared(config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic)
 
 
 def _steps(config: StudyConfig, rows: int) -> int:

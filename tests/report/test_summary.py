@@ -22,7 +22,7 @@ CONFIG = StudyConfig.from_mapping({"model": "m", "budget": "5%", "data": {"sourc
 
 def record(number: int, plan: Plan, score: float | None, stage="search", seed=0) -> Record:
     state = State.DONE if score is not None else State.DIVERGED
-    outcome = Outcome(state, plan.cost(SITES), score, seconds=2.0, steps=10, passes=12.5)
+    outcome = Outcome(state, plan.cost(SITES), score, seconds=2.0, steps=10, passes=12.5, tokens=100, real_tokens=80)
     return Record(number, stage, Evaluate(plan, Fidelity(10), seed, 1.0, f"plan {number}"), outcome)
 
 
@@ -83,13 +83,19 @@ def test_shares_keep_two_digits_that_matter(cost, total, text):
 
 
 def test_the_summary_counts_everything_that_was_spent_and_every_trial():
-    records = [record(0, LORA, 0.7), record(1, OTHER, 0.8), record(2, OTHER, None), record(3, OTHER, 0.81, "final", 9)]
+    records = [
+        record(0, LORA, 0.7),
+        record(1, OTHER, 0.8),
+        record(2, OTHER, None, seed=1),
+        record(3, OTHER, 0.81, "final", 9),
+    ]
     running = Record(4, "search", Evaluate(LORA, Fidelity(10), 7), None)
     c = comparison([0.85, 0.83], [0.80, 0.82], (0.002, 0.058))
     s = summarise(
         CONFIG, TASK, PROBLEM, [*records, running], best=records[1], baseline=records[0], comparison=c, total=12_000
     )
-    assert s["spent"] == {"seconds": 8.0, "forward_backward_passes": 50.0}
+    spent = {"seconds": 8.0, "forward_backward_passes": 50.0, "tokens": 400, "tokens_per_real_token": 1.25}
+    assert s["spent"] == spent
     assert [(t["number"], t["state"], t["score"]) for t in s["trials"]] == [
         (0, "done", 0.7),
         (1, "done", 0.8),
@@ -106,3 +112,17 @@ def test_the_summary_counts_everything_that_was_spent_and_every_trial():
     assert s["final"]["interval"] == [0.002, 0.058]
     assert s["metric"] == "accuracy"
     assert s["labels"] == ["no", "yes"]
+
+
+def test_a_run_that_goes_on_from_a_lower_rung_is_counted_once_as_far_as_it_came():
+    def at(number, steps):
+        outcome = Outcome(
+            State.DONE, 1, 0.5, seconds=1.0, steps=steps, passes=float(steps), tokens=steps, real_tokens=1
+        )
+        return Record(number, "search", Evaluate(OTHER, Fidelity(steps, rungs=(10, 30)), 0), outcome)
+
+    records = [record(0, LORA, 0.7), at(1, 10), at(2, 30)]
+    s = summarise(CONFIG, TASK, PROBLEM, records, best=records[2], baseline=records[0], comparison=None, total=12_000)
+    assert s["spent"]["forward_backward_passes"] == 12.5 + 30
+    assert s["spent"]["seconds"] == 4.0
+    assert s["spent"]["tokens"] == 130

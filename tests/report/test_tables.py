@@ -23,7 +23,7 @@ SUMMARY = {
         "interval": [-0.01, 0.04],
     },
     "verdict": "No significant gain over [uniform] LoRA.",
-    "spent": {"seconds": 3725.4, "forward_backward_passes": 1234.5},
+    "spent": {"seconds": 3725.4, "forward_backward_passes": 1234.5, "tokens": 9, "tokens_per_real_token": 1.049},
 }
 DRY = {
     "model": "some/model",
@@ -127,4 +127,5 @@ def test_the_report_leads_with_the_verdict_and_ends_with_what_was_spent():
     assert "Chosen plan" in text
     assert "lora 2" in text
     assert "serial 3" in text
-    assert text.rstrip().endswith("Spent 1:02:05 and 1,234 forward-backward passes.")
+    ending = "Spent 1:02:05 and 1,234 forward-backward passes. Computed 1.05 positions for each token."
+    assert " ".join(text.split()).endswith(ending)

@@ -37,7 +37,6 @@ def summarise(
         comparison: on the report split, or ``None`` when there was none.
         total: parameters of the backbone.
     """
-    outcomes = [r.outcome for r in records if r.outcome is not None]
     return {
         "schema": SCHEMA,
         "model": config.model,
@@ -52,10 +51,20 @@ def summarise(
         "baseline": _contender(baseline),
         "final": None if comparison is None else _final(comparison),
         "verdict": verdict(task, problem, best, baseline, comparison, total),
-        "spent": {
-            "seconds": sum(o.seconds for o in outcomes),
-            "forward_backward_passes": sum(o.passes for o in outcomes),
-        },
+        "spent": _spent(records),
+    }
+
+
+def _spent(records: Sequence[Record]) -> dict[str, Any]:
+    """Sum up what was computed; a run that went on from a lower rung counts once, as far as it came."""
+    outcomes = [(r.request.course, r.outcome) for r in records if r.outcome is not None]
+    furthest = dict(sorted(outcomes, key=lambda entry: entry[1].steps))
+    computed, real = (sum(getattr(o, name) for o in furthest.values()) for name in ("tokens", "real_tokens"))
+    return {
+        "seconds": sum(outcome.seconds for _, outcome in outcomes),
+        "forward_backward_passes": sum(o.passes for o in furthest.values()),
+        "tokens": computed,
+        "tokens_per_real_token": computed / real if real else None,
     }
 
 

@@ -84,6 +84,8 @@ def report(study: Result) -> RenderableType:
         front.add_row(str(row.number), f"{row.cost:,}", f"{row.score:.4f}", Text(str(row.label)))
     spent = study.summary["spent"]
     cost = f"Spent {_duration(spent['seconds'])} and {spent['forward_backward_passes']:,.0f} forward-backward passes."
+    if spent.get("tokens_per_real_token"):
+        cost += f" Computed {spent['tokens_per_real_token']:.2f} positions for each token."
     chosen = Text("\n".join(["Chosen plan:", *plan_lines(study.best.plan)]))
     return Group(Text(study.verdict, style="bold"), Text(), comparison(study.summary), front, chosen, Text(cost))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -52,9 +51,7 @@ class PausedTrials:
         unfinished = path.with_suffix(f".{os.getpid()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                dict(paused.tensors), unfinished, {"course": course(request), "run": json.dumps(dict(paused.run))}
-            )
+            save_file(dict(paused.tensors), unfinished, {"course": request.course, "run": json.dumps(dict(paused.run))})
             unfinished.replace(path)
         except (SafetensorError, OSError) as error:
             with suppress(OSError):
@@ -70,7 +67,7 @@ class PausedTrials:
             with safe_open(path, framework="pt") as file:
                 facts = file.metadata()
                 run = json.loads(facts["run"])
-                if facts["course"] != course(request) or run["steps"] > request.fidelity.steps:
+                if facts["course"] != request.course or run["steps"] > request.fidelity.steps:
                     return None
                 return Paused({name: file.get_tensor(name) for name in file.keys()}, run)  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -84,11 +81,4 @@ class PausedTrials:
 
     def _path(self, request: Evaluate) -> Path:
         assert self._folder is not None
-        return self._folder / f"{course(request)[:16]}.safetensors"
-
-
-def course(request: Evaluate) -> str:
-    """Return what two requests have in common when one of them continues the other: all but the steps."""
-    f = request.fidelity
-    identity = [request.plan.digest, request.seed, request.lr_scale, f.data_fraction, list(f.rungs)]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return self._folder / f"{request.course}.safetensors"
