@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AlbertConfig, AlbertForSequenceClassification, BartConfig, BartForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+)
 
 from adapted import stir
 from peftscout import tuner
 from peftscout.architecture import ModelMap
+from peftscout.backbone import quiet_loading
 from peftscout.plan import Plan
 from peftscout.training.entrance_check import find_entrance
 from peftscout.training.frozen_prefix import Entrance, FrozenPrefix, frozen_prefix
@@ -33,6 +42,27 @@ def test_rotary_positions_may_be_padded_at_the_left(name: str) -> None:
     model = deep_model(name)
     prefix = prefix_of(ModelMap.from_model(model), 1)
     assert find_entrance(model, prefix, padded(ragged_rows(), "left")) == Entrance(prefix, None)
+
+
+def test_a_real_encoder_may_be_entered_at_every_depth(minilm_path: Path) -> None:
+    with quiet_loading():
+        model = AutoModelForSequenceClassification.from_pretrained(minilm_path, use_safetensors=True).eval()
+    model_map = ModelMap.from_model(model)
+    batch = padded(ragged_rows((40, 8, 25)), extra=8)
+    for depth in range(1, model_map.stacks["layers"] + 1):
+        prefix = prefix_of(model_map, depth)
+        assert find_entrance(model, prefix, batch) == Entrance(prefix, None)
+
+
+def test_a_real_decoder_may_be_entered_at_either_side(shared_models: Path) -> None:
+    with quiet_loading():
+        folder = shared_models / "stories260k-llama"
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    model_map = ModelMap.from_model(model)
+    for side in ("left", "right"):
+        for depth in range(1, model_map.stacks["layers"] + 1):
+            prefix = prefix_of(model_map, depth)
+            assert find_entrance(model, prefix, padded(ragged_rows((40, 8, 25)), side)) == Entrance(prefix, None)
 
 
 def test_an_adapted_model_in_training_may_be_entered_too() -> None:
