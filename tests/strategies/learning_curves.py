@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from contract import problem, usefulness
 
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
+from peftscout.plan import Plan
 from peftscout.strategies.base import Problem, Strategy
 
 LADDER = (10, 30, 90)
@@ -38,19 +40,22 @@ class Curves:
     without_loss: bool = False
 
     def __call__(self, problem: Problem, request: Evaluate) -> Outcome:
-        steps, full = request.fidelity.steps, problem.fidelity.steps
+        steps = request.fidelity.steps
         cost = request.plan.cost(problem.sites)
+        loss = self._loss(problem, request, steps)
+        metrics = {"accuracy": 1 - loss} if self.without_loss else {"accuracy": 1 - loss, "loss": loss}
+        passed = [rung for rung in request.fidelity.rungs if rung <= steps]
+        curve = tuple((rung, None, 1 - self._loss(problem, request, rung)) for rung in passed)
+        return Outcome(State.DONE, cost, 1 - loss, metrics, steps=steps, curve=curve)
+
+    def _loss(self, problem: Problem, request: Evaluate, steps: int) -> float:
         of_plan = np.random.default_rng([int(request.plan.digest, 16), 0])
         of_run = np.random.default_rng([int(request.plan.digest, 16), 1, steps])
-        end = usefulness(request.plan, problem)
+        if self.meaningless and steps < problem.fidelity.steps:
+            return float(of_run.uniform())
         speed = math.exp(self.speeds * of_plan.standard_normal())
-        learned = 1 - math.exp(-4 * speed * steps / full)
-        loss = 1 - end * learned + self.noise * of_run.standard_normal()
-        if self.meaningless and steps < full:
-            loss = float(of_run.uniform())
-        metrics = {"accuracy": 1 - loss} if self.without_loss else {"accuracy": 1 - loss, "loss": loss}
-        curve = tuple((rung, None, 1 - loss) for rung in request.fidelity.rungs if rung <= steps)
-        return Outcome(State.DONE, cost, 1 - loss, metrics, steps=steps, curve=curve)
+        learned = 1 - math.exp(-4 * speed * steps / problem.fidelity.steps)
+        return 1 - usefulness(request.plan, problem) * learned + self.noise * float(of_run.standard_normal())
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,46 @@ def search(
         outcomes.append(answer(problem, request))
         strategy.tell(request, outcomes[-1])
     return Search(problem, strategy, requests, outcomes)
+
+
+class Listed:
+    """An inner strategy that proposes given plans in order and remembers what it was told."""
+
+    def __init__(self, plans: Sequence[Plan], problem: Problem) -> None:
+        self.problem = problem
+        self.waiting = [Evaluate(plan, problem.fidelity, problem.seed) for plan in plans]
+        self.told: list[tuple[Evaluate, Outcome]] = []
+
+    def ask(self, capacity: int) -> Sequence[Evaluate]:
+        handed, self.waiting = self.waiting[:capacity], self.waiting[capacity:]
+        return handed
+
+    def tell(self, request: Evaluate, outcome: Outcome) -> None:
+        self.told.append((request, outcome))
+
+
+def loras(problem: Problem, *costs: int) -> list[Plan]:
+    """Different plans of these costs: multiples of 64 (one rank at one site of attention) up to 2048."""
+    sites = [s.id for s in problem.sites.values() if s.kind == "linear" and s.in_features == s.out_features]
+    plans: dict[Plan, None] = {}
+    for cost in costs:
+        ranks = cost // 64
+        splits = ((ranks - n, n, pair) for n in range(ranks // 2 + 1) for pair in combinations(sites, 2))
+        candidates = (Plan.of({(a, "lora"): most, (b, "lora"): rest}) for most, rest, (a, b) in splits)
+        plans[next(plan for plan in candidates if plan not in plans)] = None
+    return list(plans)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Losses by plan and rung; a state in a loss's place is how the run to that rung ends."""
+
+    losses: Mapping[Plan, Sequence[float | State]]
+
+    def __call__(self, problem: Problem, request: Evaluate) -> Outcome:
+        rungs, steps = problem.fidelity.rungs, request.fidelity.steps
+        row = self.losses.get(request.plan, [0.9] * len(rungs))
+        loss, cost = row[rungs.index(steps)], request.plan.cost(problem.sites)
+        if isinstance(loss, State):
+            return Outcome(loss, cost, message="on purpose")
+        return Outcome(State.DONE, cost, 1 - loss, {"accuracy": 1 - loss, "loss": loss}, steps=steps)

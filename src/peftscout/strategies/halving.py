@@ -80,7 +80,8 @@ class SuccessiveHalving:
             self._inner.tell(*at_rung(request, outcome, self._first))
         elif request.fidelity.steps == self._first:
             self._inner.tell(request, outcome)
-        self._judge_rungs()
+        else:
+            self._judge_rungs()
 
     # -- what goes on -------------------------------------------------------------------------------------------------
 
