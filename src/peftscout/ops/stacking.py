@@ -4,38 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from peftscout.ops import prefix
 from peftscout.ops.base import Op, Tensors
 
 
-def stack(op: Op, several: Sequence[Tensors]) -> Tensors:
+def stack(op: Op, several: Sequence[Tensors | None]) -> Tensors:
     """Return the tensors of ``several`` ops as one, differentiably: ``[K, ...]``, of vectors ``[K, 1, width]``.
 
     Smaller sizes are padded with units of zeros. Such a unit is silent: it reads and adds nothing. Only a prefix would
-    attend to a key of zeros, so its padding is given no weight. An op of nothing but zeros is one that is absent.
+    attend to a key of zeros, so its padding is given no weight. ``None`` is an op that is absent: all of it is padding.
     """
-    stacked = {name: _stack([tensors[name] for tensors in several]) for name in several[0]}
+    kinds = next(tensors for tensors in several if tensors is not None)
+    stacked = {kind: _stack([None if each is None else each[kind] for each in several]) for kind in kinds}
     if op is prefix:
-        lengths = tuple(tensors["keys"].shape[-2] for tensors in several)
+        lengths = tuple(0 if each is None else each["keys"].shape[-2] for each in several)
         if len(set(lengths)) > 1:
             return prefix.weigh(stacked, _first(lengths, stacked["keys"].device))
     return stacked
 
 
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    largest = [max(lengths) for lengths in zip(*(t.shape for t in tensors), strict=True)]
-    stacked = torch.stack([_padded(t, largest) for t in tensors])
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor:
+    there = [tensor for tensor in tensors if tensor is not None]
+    if len({tensor.shape for tensor in there}) == 1 and len(there) == len(tensors):
+        stacked = torch.stack(there)
+    else:
+        places = tuple(k for k, tensor in enumerate(tensors) if tensor is not None)
+        stacked = _Padded.apply(places, len(tensors), *there)  # type: ignore[no-untyped-call]
     return stacked.unsqueeze(1) if stacked.dim() == 2 else stacked
 
 
-def _padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    missing = [end - length for length, end in zip(tensor.shape, shape, strict=True)]
-    return F.pad(tensor, [n for after in reversed(missing) for n in (0, after)]) if any(missing) else tensor
+class _Padded(torch.autograd.Function):
+    """`torch.stack` of tensors of different lengths, at given places; zeros elsewhere. One node, however many."""
+
+    @staticmethod
+    def forward(ctx: Any, places: tuple[int, ...], count: int, *tensors: Tensor) -> Tensor:
+        ctx.parts = [(k, *map(slice, tensor.shape)) for k, tensor in zip(places, tensors, strict=True)]
+        stacked = tensors[0].new_zeros(
+            count, *(max(lengths) for lengths in zip(*(t.shape for t in tensors), strict=True))
+        )
+        for part, tensor in zip(ctx.parts, tensors, strict=True):
+            stacked[part] = tensor
+        return stacked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradients[0][part] for part in ctx.parts)
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from peftscout.ops import OPS, Affine, Gate, OpSettings, apply, generator_for
 from peftscout.tuner.config import HostedOp
 from peftscout.tuner.host import read_affine, write_affine
 from peftscout.tuner.registration import PREFIX
-from peftscout.tuner.stacked_op import StackedOp
+from peftscout.tuner.stacked_op import Stacked
 
 
 class SublayerInput:
@@ -54,7 +54,7 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.settings: dict[str, OpSettings] = {}
         self.sublayer_input: SublayerInput | None = None
         self.gates: Mapping[str, Gate] | None = None  # of a supernet: an op without a gate is closed, and skipped
-        self.stacked: Sequence[StackedOp] | None = None  # of many slots at once: these instead of the active adapters
+        self.stacked: Stacked | None = None  # of many slots at once: instead of the active adapters
         self.merged_adapters: list[str] = []
         self._containers: dict[str, dict[str, str]] = {}  # op -> name of a tensor -> container
         self._unmerged: dict[str, Tensor] = {}
@@ -98,7 +98,9 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.unmerge()
         y: Tensor = self.base_layer(x, *args, **kwargs)
         sublayer_input = self.sublayer_input.take() if self.sublayer_input is not None else None
-        for at_work, hosted in self._at_work():
+        if self.stacked is not None:
+            return self.stacked.forward(x, y, sublayer_input)
+        for adapter, hosted in self._at_work():
             if hosted.op == "prefix" or self._is_closed(hosted.op):
                 continue  # a prefix is applied where the attention is computed
             source = x
@@ -106,7 +108,7 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 if sublayer_input is None:
                     raise TunerError(f"{hosted.place}: nothing went through {hosted.site.input_module} before this")
                 source = sublayer_input
-            y = self._applied(at_work, hosted.op, source, y)
+            y = self._applied(adapter, hosted.op, source, y)
         return y
 
     def attend_to_prefix(self, queries: Tensor, output: Tensor) -> Tensor:
@@ -114,26 +116,22 @@ class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
         ``queries [batch, heads, queries, head_size]`` are scaled already.
         """
-        for at_work, hosted in self._at_work():
+        if self.stacked is not None:
+            return self.stacked.attend_to_prefix(queries, output)
+        for adapter, hosted in self._at_work():
             if hosted.op == "prefix" and not self._is_closed("prefix"):
-                output = self._applied(at_work, "prefix", queries, output)
+                output = self._applied(adapter, "prefix", queries, output)
         return output
 
     def _is_closed(self, op: str) -> bool:
         return self.gates is not None and op not in self.gates
 
-    def _applied(self, at_work: str | StackedOp, op: str, x: Tensor, y: Tensor) -> Tensor:
-        if isinstance(at_work, StackedOp):
-            return at_work(x, y)
+    def _applied(self, adapter: str, op: str, x: Tensor, y: Tensor) -> Tensor:
         gate = None if self.gates is None else self.gates[op]
-        return apply(OPS[op], self.parameters_of(at_work, op), x, y, self.settings[at_work], gate)
+        return apply(OPS[op], self.parameters_of(adapter, op), x, y, self.settings[adapter], gate)
 
-    def _at_work(self) -> Iterator[tuple[str | StackedOp, HostedOp]]:
-        """Yield the ops to apply, in order, with the adapter of each; in a stack each with itself."""
+    def _at_work(self) -> Iterator[tuple[str, HostedOp]]:
         if self.disable_adapters or self.merged:
-            return
-        if self.stacked is not None:
-            yield from ((op, op.hosted) for op in self.stacked)
             return
         for adapter in self.active_adapters:
             for hosted in self.hosted.get(adapter, ()):

@@ -16,7 +16,7 @@ from peftscout.errors import TunerError
 from peftscout.ops import OPS
 from peftscout.tuner.building import wrappers
 from peftscout.tuner.layer import PeftscoutLayer
-from peftscout.tuner.stacked_op import StackedOp
+from peftscout.tuner.stacked_op import Stacked, StackedOp
 
 TOGETHER = "together"
 """Name under which the heads of all slots, each on its own rows, stand among the trained copies of a head."""
@@ -86,7 +86,7 @@ class Slots:
         """Let the next passes compute ``adapters``, all of which the model holds, each in its stream."""
         self.adapters, self.streams, self._on = list(adapters), list(streams), True
         for _, layer in wrappers(self._model):
-            layer.stacked = tuple(_stacked_ops(layer, self.adapters)) if self.adapters else ()
+            layer.stacked = Stacked(list(_stacked_ops(layer, self.adapters)), len(self.adapters))
         for head in self._heads:
             head.set_adapter(TOGETHER)
 
@@ -167,9 +167,7 @@ def _stacked_ops(layer: PeftscoutLayer, adapters: Sequence[str]) -> Iterator[Sta
     places = dict.fromkeys(place for hosted in by_slot for place in hosted)
     order = list(OPS)
     for op, site in sorted(places, key=lambda place: order.index(place[0])):
-        hosted = [own.get((op, site)) for own in by_slot]
-        tensors = [
-            {} if each is None else layer.parameters_of(name, op) for name, each in zip(adapters, hosted, strict=True)
-        ]
-        settings = next(layer.settings[name] for name, each in zip(adapters, hosted, strict=True) if each is not None)
-        yield from StackedOp.of(hosted, tensors, settings, next(t for own in tensors for t in own.values()).device)
+        hosted = tuple(own.get((op, site)) for own in by_slot)
+        holders = {k: adapters[k] for k, each in enumerate(hosted) if each is not None}
+        tensors = tuple(layer.parameters_of(name, op) if k in holders else None for k, name in enumerate(adapters))
+        yield StackedOp(hosted, tensors, layer.settings[next(iter(holders.values()))])
