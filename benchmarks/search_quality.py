@@ -1,0 +1,237 @@
+"""Is what a search finds better than a random plan, and than uniform LoRA, of the same budget?
+
+    python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies bipeft s3delta random]
+    python benchmarks/search_quality.py table
+
+GLUE: folder with sst2/, cola/, stsb/. For every task, budget and seed each strategy searches once on MiniLM; its plan
+is then trained from fresh weights with that seed; so are the first 8 plans of random search, and uniform LoRA. Scores
+are those of the last step on the search split, of which neither differentiable search sees a row. ``best of 8`` is
+chosen by the very scores that it reports, so it is flattered. A search costs its CPU time over that of one training.
+
+Every training appends a row to ``results/search_quality.csv``; rows that are there are not computed again, so that a
+run can be stopped at any time. Runs of different tasks may go on side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peftscout.config import StudyConfig
+from peftscout.demo import model_path
+from peftscout.outcome import Evaluate, Fidelity
+from peftscout.plan import Budget, Plan
+from peftscout.preparation import make_evaluator, prepare
+from peftscout.strategies import make_strategy
+from peftscout.strategies.base import Problem
+from peftscout.strategies.uniform import lora_on_query_value
+from peftscout.training.evaluator import Evaluator
+from peftscout.training.one_shot import one_shot_factory
+
+RESULTS = Path(__file__).parent / "results" / "search_quality.csv"
+COLUMNS = (
+    "task", "budget", "seed", "contender", "space", "cost", "score", "loss", "steps", "lr_scale", "train_seconds",
+    "search_seconds", "plan",
+)  # fmt: skip
+TASKS = ("sst2", "cola", "stsb")
+BUDGETS = ("0.02%", "0.1%", "0.5%")
+STEPS, ROWS, SEARCH_ROWS = 110, 1500, 500
+LR_SCALES = (1.0, 3.0)
+"""Every plan is trained with both, and the better score counts, as in the final comparison of a study: in runs as short
+as these LoRA needs the larger one, and biases and norms do not train at all with it. Supernets have the default rates.
+"""
+RANDOM_PLANS = 8
+SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bipeft": ("bipeft", {}),
+    "bipeft-split": ("bipeft", {"estimator": "split"}),
+    "s3delta": ("s3delta", {}),
+    "s3delta-split": ("s3delta", {"estimator": "split"}),
+}
+"""Contender -> strategy and options. ``random`` and ``uniform`` are the others."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One plan to be found and trained."""
+
+    task: str
+    budget: str
+    seed: int
+    contender: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (self.task, self.budget, str(self.seed), self.contender)
+
+
+def cells(tasks: list[str], budgets: list[str], seeds: list[int], strategies: list[str]) -> Iterator[Cell]:
+    """Yield the cells; those of one seed first, so that a run that was stopped has whole comparisons."""
+    for seed in seeds:
+        for task in tasks:
+            for budget in budgets:
+                for name in ("uniform", *strategies):
+                    several = [f"random-{n}" for n in range(RANDOM_PLANS)] if name == "random" else [name]
+                    yield from (Cell(task, budget, seed, each) for each in several)
+
+
+def study(glue: Path, task: str, space: str) -> tuple[Problem, Any]:
+    """Return the problem of a task, its budget still open, and what is prepared."""
+    prepared = prepare(
+        StudyConfig.from_mapping(
+            {
+                "model": str(model_path()),
+                "budget": BUDGETS[-1],
+                "space": space,
+                "steps": STEPS,
+                "data": {"source": str(glue / task), "max_train_rows": ROWS, "max_search_rows": SEARCH_ROWS},
+                "training": {"threads": 1, "evaluations": 1},
+            }
+        )
+    )
+    return prepared.problem, prepared
+
+
+def problem_of(problem: Problem, cell: Cell, total: int) -> Problem:
+    budget = Budget.parse(cell.budget, total, 4)
+    baseline = lora_on_query_value(problem.sites, budget).plan
+    return replace(problem, budget=budget, baseline=baseline, seed=cell.seed, trials=None)
+
+
+def plan_of(cell: Cell, problem: Problem, evaluator: Evaluator) -> tuple[Plan, float]:
+    """Return the plan of a cell, and the CPU seconds of finding it."""
+    if cell.contender == "uniform":
+        return problem.baseline, 0.0
+    name, _, number = cell.contender.partition("-")
+    if name == "random":
+        return make_strategy("random", problem, {}).ask(RANDOM_PLANS)[int(number)].plan, 0.0
+    strategy, options = SEARCHES[cell.contender]
+    started = time.process_time()
+    with TemporaryDirectory() as folder:
+        factory = one_shot_factory(evaluator, problem.space, Path(folder))
+        (request,) = make_strategy(strategy, replace(problem, one_shot=factory), options).ask(1)
+    return request.plan, time.process_time() - started
+
+
+def measure(cell: Cell, problem: Problem, evaluator: Evaluator) -> dict[str, Any]:
+    """Return the row of a cell."""
+    plan, search_seconds = plan_of(cell, problem, evaluator)
+    started = time.process_time()
+    tried = {scale: evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed, scale)) for scale in LR_SCALES}
+    seconds = (time.process_time() - started) / len(tried)
+    done = {scale: outcome for scale, outcome in tried.items() if outcome.score is not None}
+    if not done:
+        raise RuntimeError(f"{cell}: {'; '.join(f'{o.state}: {o.message}' for o in tried.values())}")
+    lr_scale, outcome = max(done.items(), key=lambda item: item[1].score or 0.0)
+    return {
+        **dict(zip(COLUMNS, cell.key, strict=False)),
+        "space": problem.space.name,
+        "cost": outcome.cost,
+        "score": f"{outcome.score:.5f}",
+        "loss": f"{outcome.metrics['loss']:.5f}",
+        "steps": STEPS,
+        "lr_scale": lr_scale,
+        "train_seconds": f"{seconds:.1f}",
+        "search_seconds": f"{search_seconds:.1f}",
+        "plan": str(plan),
+    }
+
+
+def read() -> list[dict[str, str]]:
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def run(args: argparse.Namespace) -> None:
+    done = {tuple(row[c] for c in COLUMNS[:4]) for row in read()}
+    for task in args.tasks:
+        left = [c for c in cells([task], args.budgets, args.seeds, args.strategies) if c.key not in done]
+        if not left:
+            continue
+        problem, prepared = study(args.glue, task, args.space)
+        with TemporaryDirectory() as cache:
+            evaluator = make_evaluator(prepared, Path(cache))
+            for cell in left[: args.most]:
+                row = measure(cell, problem_of(problem, cell, prepared.backbone.model_map.total), evaluator)
+                append(row)
+                print(",".join(str(row[c]) for c in COLUMNS[:-1]), flush=True)
+
+
+def table() -> str:
+    """Return a Markdown table: mean score over seeds by task and budget, and what a search costs."""
+    scores: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    random: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    cost: dict[str, list[float]] = defaultdict(list)
+    rows = read()
+    train = {
+        (r["task"], r["budget"], r["seed"]): float(r["train_seconds"]) for r in rows if r["contender"] == "uniform"
+    }
+    for r in rows:
+        where, contender = (r["task"], r["budget"]), r["contender"]
+        if contender.startswith("random"):
+            random[where][r["seed"]].append(float(r["score"]))
+            continue
+        scores[where][contender].append(float(r["score"]))
+        if contender in SEARCHES and (one := train.get((*where, r["seed"]))):
+            cost[contender].append(float(r["search_seconds"]) / one)
+    for where, by_seed in random.items():
+        scores[where]["random, mean"] = [statistics.mean(s) for s in by_seed.values()]
+        scores[where]["random, best of 8"] = [max(s) for s in by_seed.values()]
+    names = [
+        n for n in ("uniform", "random, mean", "random, best of 8", *SEARCHES) if any(n in s for s in scores.values())
+    ]
+    lines = [f"| task | budget | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+
+    def mean(values: list[float]) -> str:
+        return f"{statistics.mean(values):.3f}" if values else ""
+
+    lines += [f"| {t} | {b} | {' | '.join(mean(by[n]) for n in names)} |" for (t, b), by in scores.items()]
+    over = {n: [statistics.mean(by[n]) for by in scores.values() if by[n]] for n in names}
+    lines.append(f"| mean | | {' | '.join(mean(over[n]) for n in names)} |")
+    lines.append(
+        f"| search, in trainings | | {' | '.join(f'{m:.1f}' if (m := _median(cost[n])) else '' for n in names)} |"
+    )
+    return "\n".join(lines)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table")
+    running = commands.add_parser("run")
+    running.add_argument("glue", type=Path)
+    running.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
+    running.add_argument("--budgets", nargs="*", default=list(BUDGETS))
+    running.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    running.add_argument("--strategies", nargs="*", default=["random", *SEARCHES], choices=["random", *SEARCHES])
+    running.add_argument("--space", default="bipeft-s1")
+    running.add_argument("--most", type=int, help="cells of a task after which to stop")
+    args = parser.parse_args()
+    print(table()) if args.command == "table" else run(args)
+
+
+if __name__ == "__main__":
+    main()
