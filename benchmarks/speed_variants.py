@@ -40,9 +40,13 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "peftscout": {},
     "peftscout-fp32": {"precision": "fp32"},
     "peftscout-dropout": {"backbone_dropout": "paper"},
-    "peftscout-fp32-dropout": {"precision": "fp32", "backbone_dropout": "paper"},
+    "peftscout-no-cache": {"cache_bytes": 0},
+    "peftscout-no-shortcuts": {"shortcuts": False},
+    "fp32-no-shortcuts": {"precision": "fp32", "shortcuts": False},
+    "buckets-only": {"precision": "fp32", "backbone_dropout": "paper", "shortcuts": False},
 }
-"""Variant -> where its ``training`` section differs from the defaults; the last one has only length buckets."""
+"""Variant -> where its ``training`` section differs from the defaults. From the last to the first each adds a lever:
+length buckets, quiet backbone, bf16, one row in the last block, stored activations."""
 
 VARIANTS = ("autopeft", "trainer", *LEVERS)
 

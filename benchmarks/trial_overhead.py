@@ -38,6 +38,8 @@ from peftscout.report.progress import Silent
 from peftscout.strategies import make_strategy
 from peftscout.study import Study
 from peftscout.training import evaluator as evaluator_module
+from peftscout.training import shortcuts
+from peftscout.training.activation_cache import ActivationCache
 from speed_cases import MAX_LENGTH, ROWS, SHAPES, Case, known_lengths, load_tokenizer, make_data, save_model
 from speed_variants import timed
 
@@ -52,6 +54,10 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "build": (tuner, "build"),
     "check what was built": (tuner, "check_built"),
     "check gradients": (tuner, "check_gradients"),
+    "test whether one row is enough": (shortcuts, "find_one_row"),
+    "test where to enter": (shortcuts, "find_entrance"),
+    "digest of the rows": (shortcuts, "rows_digest"),
+    "store activations": (ActivationCache, "build"),
     "load the best state": (tuner, "load_trainable_state"),
     "save the adapter": (engine, "save_adapter"),
     "reset": (tuner, "reset"),

@@ -67,7 +67,7 @@ def test_stored_quantiles_are_those_of_the_data(name, tokenizer):
     assert known.mean() == pytest.approx(MEANS[name], abs=0.1)
     inner = np.linspace(0.02, 0.98, 961)  # between the first two and the last two stored points the tails are thin
     stored = np.interp(inner, np.linspace(0, 1, len(QUANTILES[name])), QUANTILES[name])
-    assert np.abs(np.quantile(known, inner) - stored).max() <= 3.5
+    assert np.abs(np.quantile(known, inner) - stored).max() <= 1.5
 
 
 def test_where_there_are_no_data_no_lengths_are_known(tmp_path, tokenizer):
@@ -292,7 +292,7 @@ def test_a_stopwatch_counts_only_what_runs_inside_and_also_what_fails():
 @pytest.mark.slow
 def test_all_variants_train_the_same_plan_and_a_second_run_adds_only_what_is_missing(tmp_path, monkeypatch, capsys):
     out = tmp_path / "speed.csv"
-    names = ["autopeft", "trainer", "peftscout", "peftscout-fp32-dropout"]
+    names = ["autopeft", "trainer", "peftscout", "buckets-only"]
     case = Case("tiny", "rte", "upper", 40, 8)
     rows = evaluator_speed.measure(case, names, 1, out, tmp_path)
     assert {(row["variant"], int(row["repeat"])) for row in rows} == {
