@@ -208,7 +208,7 @@ def test_predictions_for_the_user_are_computed_in_fp32_whatever_training_used(ma
 def test_heads_stay_in_fp32_under_bf16(make):
     evaluator = make(arithmetic=Arithmetic("bf16", "eager"))
     with evaluator.adapted(LORA, 0) as model, evaluator.device.autocast():
-        batch = evaluator._check_batch()
+        batch = evaluator.check_batch()
         assert model(**batch).logits.dtype == torch.float32
         head = model.get_base_model().classifier
         assert "forward" in vars(head)

@@ -45,8 +45,7 @@ class BatchMaker:
         return batch
 
     def _pad(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-        width = max(map(len, rows))
-        width += -width % PAD_TO_MULTIPLE
+        width = padded_width(max(map(len, rows)))
         out = torch.full((len(rows), width), fill, dtype=torch.int64)
         for i, row in enumerate(rows):
             if self.left_padded:
@@ -54,6 +53,11 @@ class BatchMaker:
             else:
                 out[i, : len(row)] = torch.as_tensor(row)
         return out
+
+
+def padded_width(longest: int) -> int:
+    """Return the width of a batch whose longest row has so many tokens: few distinct widths."""
+    return longest + -longest % PAD_TO_MULTIPLE
 
 
 def training_order(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:

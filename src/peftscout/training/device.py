@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from peftscout import tuner
 from peftscout.training.arithmetic import FP32, Arithmetic
 
 
@@ -51,9 +51,8 @@ class Device:
         """Keep the task heads of an adapted ``model`` in fp32: bf16 has 8 bits, too few for a number from 0 to 5."""
         with ExitStack() as stack:
             if self.arithmetic.dtype != "fp32":
-                for module in model.modules():
-                    if isinstance(module, ModulesToSaveWrapper):
-                        stack.enter_context(_exact(module, self.torch_device.type))
+                for head in tuner.heads(model):
+                    stack.enter_context(_exact(head, self.torch_device.type))
             yield
 
 

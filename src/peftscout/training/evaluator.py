@@ -6,7 +6,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from peftscout.training.dropout import lowest_tuned_block, set_training
 from peftscout.training.forward import Forward
 from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
+from peftscout.training.one_row import one_row
 from peftscout.training.paused import PausedTrials
 from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import Predictor, predict
@@ -72,6 +73,7 @@ class Evaluator:
         self.backbone = backbone
         self.data = data
         self.settings = settings
+        self.note = note
         self.op_settings = op_settings or tuner.OpSettings()
         self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)
@@ -79,10 +81,11 @@ class Evaluator:
         self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
         self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
-        self._paused = PausedTrials(None if folder is None else folder / "paused")
-        keep = settings.shortcuts and settings.backbone_dropout != "paper" and settings.cache_bytes and folder
-        cache = ActivationCache(folder / "activations", settings.cache_bytes) if keep and folder else None
-        self._shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
+        self.paused = PausedTrials(None if folder is None else folder / "paused")
+        cache = None
+        if folder is not None and settings.cache_bytes > 0:
+            cache = ActivationCache(folder / "activations", settings.cache_bytes)
+        self.shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
         self._fractions: dict[float, Encoded] = {}
         self._checksum = tuner.checksum(backbone.model)
 
@@ -95,36 +98,14 @@ class Evaluator:
         """
         cost = request.plan.cost(self.backbone.model_map.sites)
         started = time.perf_counter()
-
-        def ended(state: State, message: str) -> Outcome:
-            return Outcome(state, cost, seconds=time.perf_counter() - started, message=message)
-
         try:
             with PeakMemory(self.device.torch_device) as memory, self.adapted(request.plan, request.seed) as model:
                 run = self._train(model, request, progress)
                 if after is not None:
                     after(model)
-        except DivergedError as error:
-            return ended(State.DIVERGED, str(error))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            return ended(State.OUT_OF_MEMORY, str(error) or "out of memory")
-        except TunerError as error:
-            return ended(State.INFEASIBLE, str(error))
         except Exception as error:
-            return ended(State.FAILED, f"{type(error).__name__}: {error}")
-        return Outcome(
-            State.DONE,
-            cost,
-            score=float(next(iter(run.best.values()))),
-            metrics=run.best,
-            seconds=time.perf_counter() - started,
-            steps=run.steps,
-            passes=run.passes,
-            tokens=run.tokens,
-            real_tokens=run.real_tokens,
-            peak_memory=memory.peak,
-            curve=tuple(run.curve),
-        )
+            return failed(error, cost, time.perf_counter() - started)
+        return done(run, cost, time.perf_counter() - started, memory.peak)
 
     @contextmanager
     def adapted(self, plan: Plan, seed: int) -> Iterator[Any]:
@@ -139,7 +120,7 @@ class Evaluator:
             )
             try:
                 tuner.check_built(model, plan)
-                tuner.check_gradients(model, plan, self._check_batch())
+                tuner.check_gradients(model, plan, self.check_batch())
                 with self.device.exact_heads(model):
                     yield model
             finally:
@@ -165,11 +146,11 @@ class Evaluator:
             parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
             request.fidelity,
             request.seed,
-            self._rows(request.fidelity.data_fraction),
+            self.rows(request.fidelity.data_fraction),
             settings,
             snapshot=lambda: tuner.trainable_state(model),
         )
-        if (paused := self._paused.load(request)) is not None:
+        if (paused := self.paused.load(request)) is not None:
             trial.resume(paused)
         lowest = lowest_tuned_block(request.plan, self.backbone.model_map)
         with self._forward(model, request, trial) as forward:
@@ -181,37 +162,84 @@ class Evaluator:
                 training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
                 progress=progress,
             )
-        self._keep(trial, request)
+        self.keep(trial, request)
         tuner.load_trainable_state(model, trial.best_state)
         return trial.run
 
-    def _forward(self, model: Any, request: Evaluate, trial: Trial) -> AbstractContextManager[Forward]:
-        if not self.settings.shortcuts:
-            return nullcontext(Forward(model, self.make_batch, self.device))
-        search = self.data.search
-        visited = {trial.rows: trial.rows_of_all_rungs(), search: np.arange(len(search))}
-        return self._shortcuts.forward(model, request.plan, self._check_batch(), visited)
+    @contextmanager
+    def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
+        """Give what passes rows through ``model``, with every shortcut that its plan allows."""
+        activations, position = None, None
+        if self.settings.shortcuts:
+            batch = self.check_batch()
+            entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
+            activations = self.shortcuts.activations(model, entrance, self.visited(trial))
+            position = self.shortcuts.position(model, request.plan, batch)
+        with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
+            yield Forward(model, self.make_batch, self.device, activations)
 
-    def _keep(self, trial: Trial, request: Evaluate) -> None:
+    @property
+    def still(self) -> bool:
+        """Whether what lies below the lowest tuned block draws no random numbers."""
+        return self.settings.backbone_dropout != "paper"
+
+    def visited(self, trial: Trial) -> dict[Encoded, np.ndarray]:
+        """Return the sets of rows that ``trial`` passes through the model, and the indices of those it visits."""
+        return {trial.rows: trial.rows_of_all_rungs(), self.data.search: np.arange(len(self.data.search))}
+
+    def keep(self, trial: Trial, request: Evaluate) -> None:
         """Keep a trial that may go on at the next rung."""
         rungs = request.fidelity.rungs
         if rungs and request.fidelity.steps < rungs[-1]:
-            self._paused.save(request, trial.pause())
+            self.paused.save(request, trial.pause())
         elif rungs:
-            self._paused.drop(request)
+            self.paused.drop(request)
 
-    def _rows(self, fraction: float) -> Encoded:
+    def rows(self, fraction: float) -> Encoded:
+        """Return that share of the training rows: the same ones for every plan and seed."""
         if fraction not in self._fractions:
             rows = self.data.train
             chosen = np.random.default_rng(0).permutation(len(rows))[: max(1, round(fraction * len(rows)))]
             self._fractions[fraction] = rows if fraction == 1.0 else rows.subset(np.sort(chosen))
         return self._fractions[fraction]
 
-    def _check_batch(self) -> dict[str, torch.Tensor]:
+    def check_batch(self) -> dict[str, torch.Tensor]:
+        """Return the batch of a few rows on which built models are checked."""
         train = self.data.train
         order = np.argsort(train.lengths, kind="stable")
         rows = order[np.linspace(0, len(order) // 2, CHECK_ROWS).astype(np.int64).clip(max=len(order) - 1)]
         return self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
+
+
+def done(run: Run, cost: int, seconds: float, peak_memory: int) -> Outcome:
+    """Return the outcome of a run that came to its end."""
+    return Outcome(
+        State.DONE,
+        cost,
+        score=float(next(iter(run.best.values()))),
+        metrics=run.best,
+        seconds=seconds,
+        steps=run.steps,
+        passes=run.passes,
+        tokens=run.tokens,
+        real_tokens=run.real_tokens,
+        peak_memory=peak_memory,
+        curve=tuple(run.curve),
+    )
+
+
+def failed(error: Exception, cost: int, seconds: float) -> Outcome:
+    """Return the outcome of an evaluation that ``error`` ended."""
+    match error:
+        case DivergedError():
+            state, message = State.DIVERGED, str(error)
+        case torch.OutOfMemoryError() | MemoryError():
+            state, message = State.OUT_OF_MEMORY, str(error) or "out of memory"
+        case TunerError():
+            state, message = State.INFEASIBLE, str(error)
+        case _:
+            state, message = State.FAILED, f"{type(error).__name__}: {error}"
+    return Outcome(state, cost, seconds=seconds, message=message)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peftscout.tasks import Encoded
 from peftscout.training.activation_file import Entry
-from peftscout.training.batches import BatchMaker
+from peftscout.training.batches import BatchMaker, padded_width
 from peftscout.training.device import Device
 from peftscout.training.frozen_prefix import Entrance, entered_at
 
@@ -60,8 +60,9 @@ class Forward:
         """Return logits ``[B, ...]`` and labels ``[B]`` of the rows at ``indices``."""
         batch = self.device.put(self._make_batch([rows.features[i] for i in indices], rows.references[indices]))
         labels = batch.pop("labels")
-        self.tokens += batch["input_ids"].numel()
-        self.real_tokens += sum(map(_tokens, (rows.features[i]["input_ids"] for i in indices)))
+        computed, real = token_count(rows, indices)
+        self.tokens += computed
+        self.real_tokens += real
         with self.device.autocast(), self._entered(rows, indices, batch["input_ids"].shape[-1]):
             logits: Tensor = self.model(**batch).logits
         return logits, labels
@@ -73,5 +74,12 @@ class Forward:
         return entered_at(self.model, self._activations.entrance, hidden)
 
 
-def _tokens(ids: list[Any]) -> int:
-    return sum(map(len, ids)) if ids and isinstance(ids[0], list) else len(ids)
+def token_count(rows: Encoded, indices: np.ndarray) -> tuple[int, int]:
+    """Return the positions of a batch of the rows at ``indices``, padding included, and those that hold a token."""
+    lengths = [length for i in indices for length in _lengths(rows.features[i]["input_ids"])]
+    return len(lengths) * padded_width(max(lengths)), sum(lengths)
+
+
+def _lengths(ids: list[Any]) -> list[int]:
+    """Tokens of a row: of its one sequence, or of each of its choices."""
+    return [len(choice) for choice in ids] if ids and isinstance(ids[0], list) else [len(ids)]

@@ -6,8 +6,7 @@ Two shortcuts, both exact up to rounding: the blocks below the lowest tuned one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +22,9 @@ from peftscout.training.activation_key import activation_key, backbone_digest, r
 from peftscout.training.batches import BatchMaker
 from peftscout.training.device import Device
 from peftscout.training.entrance_check import find_entrance
-from peftscout.training.forward import Activations, Forward
+from peftscout.training.forward import Activations
 from peftscout.training.frozen_prefix import Entrance, FrozenPrefix, frozen_prefix, prefix_activations
-from peftscout.training.one_row import one_row
+from peftscout.training.one_row import Position
 from peftscout.training.one_row_check import Reading, find_one_row
 
 Batch = Mapping[str, Tensor]
@@ -61,25 +60,16 @@ class Shortcuts:
         self._entrances: dict[FrozenPrefix, Entrance | str] = {}
         self._subsets: dict[tuple[Encoded, bytes], tuple[Encoded, str]] = {}
 
-    @contextmanager
-    def forward(self, model: Any, plan: Plan, batch: Batch, visited: Mapping[Encoded, np.ndarray]) -> Iterator[Forward]:
-        """Give what passes rows through ``model``, an adapted one, with every shortcut that ``plan`` allows.
+    def position(self, model: Any, plan: Plan, batch: Batch) -> Position | None:
+        """Return the one position for which the last block need be computed (see `one_row`); ``None``: all of them.
+
+        Tested for each set of (role, op) that plans put into the last block.
 
         Args:
             model: built for ``plan``.
             plan: what is tuned.
-            batch: a few rows to test shortcuts on.
-            visited: sets of rows -> the indices of those that will be asked for.
+            batch: a few rows to test on.
         """
-        with ExitStack() as stack:
-            entrance = self._entrance(model, plan, batch)
-            activations = None if entrance is None else self._activations(model, entrance, visited)
-            if (position := self._reading(model, plan, batch).position) is not None:
-                stack.enter_context(one_row(model, self._backbone.model_map, position))
-            yield Forward(model, self._make_batch, self._device, activations)
-
-    def _reading(self, model: Any, plan: Plan, batch: Batch) -> Reading:
-        """Whether the last block may compute one row. Tested for each set of (role, op) that plans put into it."""
         model_map = self._backbone.model_map
         sites = [(model_map.sites[placement.site], placement.op) for placement in plan]
         last = {stack: len(paths) - 1 for stack, paths in model_map.blocks.items()}
@@ -89,11 +79,12 @@ class Shortcuts:
             self._readings[kind] = reading
             if reading.position is None:
                 self._say(f"the last block computes every row: {reading.reason}")
-        return self._readings[kind]
+        return self._readings[kind].position
 
-    def _entrance(self, model: Any, plan: Plan, batch: Batch) -> Entrance | None:
+    def entrance(self, model: Any, plan: Plan, batch: Batch) -> Entrance | None:
+        """Return where ``model`` may be entered above what ``plan`` leaves frozen; ``None``: nowhere. As `position`."""
         prefix = frozen_prefix(plan, self._backbone.model_map)
-        if self._cache is None or prefix is None:
+        if prefix is None:
             return None
         if prefix not in self._entrances:
             with self._device.autocast():
@@ -104,11 +95,24 @@ class Shortcuts:
             return None
         return found
 
-    def _activations(self, model: Any, entrance: Entrance, visited: Mapping[Encoded, np.ndarray]) -> Activations | None:
-        """Return the stored activations of all rows that will be asked for; ``None`` when they cannot be stored."""
+    def activations(
+        self, model: Any, entrance: Entrance | None, visited: Mapping[Encoded, np.ndarray]
+    ) -> Activations | None:
+        """Return the stored activations at ``entrance``, computed now where they are not there yet.
+
+        Args:
+            model: adapted or bare.
+            entrance: as `entrance` returned it.
+            visited: sets of rows -> the indices of those that will be asked for.
+
+        Returns:
+            ``None`` when they are not, or cannot be, stored.
+        """
+        if self._cache is None or entrance is None:
+            return None
         entries = {}
         for rows, indices in visited.items():
-            found = self._entry(model, entrance.prefix, *self._subset(rows, indices))
+            found = self._entry(self._cache, model, entrance.prefix, *self._subset(rows, indices))
             if isinstance(found, str):
                 self._say(f"activations are not stored: {found}")
                 return None
@@ -125,8 +129,9 @@ class Shortcuts:
             self._subsets[known] = subset, rows_digest(subset)
         return self._subsets[known]
 
-    def _entry(self, model: Any, prefix: FrozenPrefix, rows: Encoded, digest: str) -> Entry | str:
-        assert self._cache is not None
+    def _entry(
+        self, cache: ActivationCache, model: Any, prefix: FrozenPrefix, rows: Encoded, digest: str
+    ) -> Entry | str:
         key = activation_key(
             self._digest,
             prefix,
@@ -137,11 +142,11 @@ class Shortcuts:
             batch_size=self._batch_size,
             stored=None,
         )
-        if (entry := self._cache.entry(key)) is not None:
+        if (entry := cache.entry(key)) is not None:
             return entry
         batches = prefix_activations(model, prefix, rows, self._make_batch, self._device, self._batch_size)
         lengths = sequence_lengths(rows)
-        return self._cache.build(key, lengths, batches, left_padded=self._make_batch.left_padded)
+        return cache.build(key, lengths, batches, left_padded=self._make_batch.left_padded)
 
     @cached_property
     def _digest(self) -> str:

@@ -9,7 +9,7 @@ from peftscout.tuner.checks import check_built, check_gradients
 from peftscout.tuner.config import PeftscoutConfig
 from peftscout.tuner.model import PeftscoutModel
 from peftscout.tuner.resetting import checksum, fingerprint, reset
-from peftscout.tuner.state import load_trainable_state, parameters_by_op, trainable_state
+from peftscout.tuner.state import heads, load_trainable_state, parameters_by_op, trainable_state
 
 __all__ = [
     "OpSettings",
@@ -20,6 +20,7 @@ __all__ = [
     "check_gradients",
     "checksum",
     "fingerprint",
+    "heads",
     "load_trainable_state",
     "parameters_by_op",
     "reset",

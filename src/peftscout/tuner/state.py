@@ -22,6 +22,11 @@ def active_adapter(peft_model: PeftModel) -> str:
     return str(names[0])
 
 
+def heads(model: nn.Module) -> list[nn.Module]:
+    """Return the task heads of an adapted model, trained copies and originals together."""
+    return [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+
+
 def parameters_by_op(peft_model: PeftModel, adapter: str | None = None) -> dict[str, list[nn.Parameter]]:
     """Return the trained tensors of each op in the plan, in canonical order, and those of the head as ``"head"``.
 
