@@ -203,6 +203,19 @@ def test_the_best_third_of_a_rung_goes_on_and_is_asked_for_before_new_plans():
     ]
 
 
+def test_a_plan_that_can_go_to_the_end_comes_before_one_that_can_leave_the_lowest_rung():
+    p = laddered(trials=60)
+    plans = loras(p, *[1024] * 12)
+    strategy, answer = halved_list(plans)[0](p), best_first(plans)
+    for capacity, steps in ((9, FAST), (3, MIDDLE)):
+        batch = list(strategy.ask(capacity))
+        assert steps_of(batch) == [steps] * capacity
+        batch += strategy.ask(3) if steps == MIDDLE else []  # three more begin: twelve, of which four may go on
+        for request in batch:
+            strategy.tell(request, answer(p, request))
+    assert [(plans.index(r.plan), r.fidelity.steps) for r in strategy.ask(2)] == [(0, FULL), (3, MIDDLE)]
+
+
 def test_no_more_than_one_in_eta_goes_on_while_plans_are_begun():
     for eta in (2, 3, 4):
         found = search(

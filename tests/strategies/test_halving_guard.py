@@ -93,6 +93,32 @@ def test_once_it_is_off_the_inner_strategy_begins_again_at_full_training_with_wh
     assert {r.plan for r, _ in again.told} == {*plans, p.baseline}
 
 
+class OneByOne(Listed):
+    """Proposes the next plan only when it was told of the one before, and takes no note of what it did not ask for."""
+
+    awaited = None
+
+    def ask(self, capacity):
+        if self.awaited is not None:
+            return []
+        (request,) = super().ask(1) or [None]
+        self.awaited = request
+        return [] if request is None else [request]
+
+    def tell(self, request, outcome):
+        super().tell(request, outcome)
+        if request == self.awaited:
+            self.awaited = None
+
+
+def test_an_inner_strategy_that_waits_for_what_it_asks_for_is_answered_from_what_is_known():
+    p = laddered(trials=60, budget=2048)
+    plans, table = turned_round(p)
+    found = search(halved(lambda q: OneByOne(plans, q)), p, table)
+    assert found.strategy.note is not None
+    assert found.plans == len(found.finished) == len(plans)
+
+
 def test_a_surrogate_survives_that_halving_is_turned_off():
     p = laddered(trials=12, space="autopeft", budget=5000)
     found = search(halved(lambda q: autopeft(q, QUICK), least_plans=3), p, Curves(meaningless=True))

@@ -120,9 +120,8 @@ class SuccessiveHalving:
         """Return the request that takes a paused run to the end: of the band that has the fewest of them, its best."""
         turns: list[tuple[tuple[float, ...], PartialRun]] = []
         for band in self._bands().values():
-            paused = sorted((run for run in band if run.paused), key=self._furthest_first)
-            finished = sum(run.finished or run.running for run in band)
-            turns += [((finished + place, *self._furthest_first(run)), run) for place, run in enumerate(paused)]
+            at_the_end = sum(run.asked == self._full and not run.failed for run in band)
+            turns += [((at_the_end, *self._furthest_first(run)), run) for run in band if run.paused]
         for _, run in sorted(turns, key=lambda turn: turn[0]):
             if self._full - run.asked <= self._runs.left:
                 return self._runs.go_on(run, self._full)
