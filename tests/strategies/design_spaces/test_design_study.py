@@ -8,8 +8,8 @@ import pytest
 
 import peftscout
 from peftscout.config import StudyConfig
-from peftscout.preparation import prepare
 from peftscout.errors import ConfigError
+from peftscout.preparation import prepare
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.study import read_header, read_records
 from tiny_task import save_tiny_model, write_task
