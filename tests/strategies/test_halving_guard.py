@@ -44,10 +44,10 @@ def test_rungs_that_say_nothing_of_each_other_turn_halving_off_and_it_says_so():
 
 def test_rungs_that_agree_leave_it_on():
     noisy = [guarded(laddered(trials=30, seed=s, budget=3000, space="lora"), Curves(noise=0.003)) for s in range(8)]
-    assert sum(strategy.note is not None for strategy in noisy) <= 1
-    correlation, plans = noisy[0].agreement(FAST, MIDDLE)
-    assert correlation > 0.7
-    assert plans >= 8
+    assert all(strategy.note is None for strategy in noisy)
+    agreement = noisy[0].agreement(FAST, MIDDLE)
+    assert agreement.correlation > 0.7
+    assert agreement.plans >= 8
 
 
 def test_it_is_not_judged_below_the_least_number_of_plans_nor_below_the_least_agreement():
@@ -121,7 +121,7 @@ def test_an_inner_strategy_that_waits_for_what_it_asks_for_is_answered_from_what
 
 def test_a_surrogate_survives_that_halving_is_turned_off():
     p = laddered(trials=12, space="autopeft", budget=5000)
-    found = search(halved(lambda q: autopeft(q, QUICK), least_plans=3), p, Curves(meaningless=True))
+    found = search(halved(lambda q: autopeft(q, QUICK), least_plans=4), p, Curves(meaningless=True))
     assert found.strategy.note is not None
     assert len(found.finished) > 4
     assert found.steps <= 12 * FULL

@@ -89,6 +89,15 @@ def test_the_next_best_takes_the_place_of_one_that_failed_where_there_are_steps_
     assert [r.plan for r in found.finished] == plans[1:3]
 
 
+def test_no_place_is_taken_where_the_steps_do_not_reach():
+    p = lora_problem(trials=4)
+    plans = loras(p, *[1024] * 5)
+    table = Table({plan: [0.1 * n, State.DIVERGED if n == 0 else 0.1 * n] for n, plan in enumerate(plans)})
+    found = search(kept(lambda q: Listed(plans, q), keep=2), p, table)
+    assert [r.plan for r in found.finished] == plans[1:2]
+    assert found.steps == 4 * FULL
+
+
 def test_a_plan_that_failed_in_its_epoch_is_not_kept():
     p = lora_problem(trials=10)
     plans = loras(p, *[1024] * 3)

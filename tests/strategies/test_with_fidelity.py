@@ -62,7 +62,7 @@ def test_strategies_with_a_supernet_or_a_race_of_their_own_are_refused_with_the_
         ("halving", {"band_factor": 1}, "band_factor 1: must be above 1"),
         ("halving", {"band_factor": float("nan")}, "band_factor nan: must be above 1"),
         ("halving", {"least_agreement": 1.5}, "least_agreement 1.5: must be within -1 and 1"),
-        ("halving", {"least_plans": 2}, "least_plans 2: must be a whole number from 3"),
+        ("halving", {"least_plans": 3}, "least_plans 3: must be a whole number from 4"),
         ("one-epoch", {"keep": 0}, "keep 0: must be a whole number from 1"),
         ("one-epoch", {"rank_by": "f1"}, "rank_by 'f1'"),
     ],

@@ -27,7 +27,7 @@ from peftscout.outcome import Evaluate, Outcome
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.multi_fidelity_options import HalvingOptions
 from peftscout.strategies.partial_runs import PartialRun, PartialRuns, at_rung
-from peftscout.strategies.rank_agreement import Band, rank_agreement
+from peftscout.strategies.rank_agreement import Agreement, Band, rank_agreement
 
 
 class SuccessiveHalving:
@@ -157,8 +157,8 @@ class SuccessiveHalving:
 
     # -- the guard ----------------------------------------------------------------------------------------------------
 
-    def agreement(self, rung: int, above: int) -> tuple[float | None, int]:
-        """Return the rank correlation between two rungs (steps), and the number of plans that it rests on."""
+    def agreement(self, rung: int, above: int) -> Agreement:
+        """Return how well two rungs (in steps) agree on the order of the plans so far."""
         return rank_agreement(self._seen_at_both(band, rung, above) for band in self._bands().values())
 
     def _seen_at_both(self, band: Sequence[PartialRun], rung: int, above: int) -> Band:
@@ -171,13 +171,22 @@ class SuccessiveHalving:
         )
 
     def _judge_rungs(self) -> None:
+        """Give up stopping when two rungs agree less than they must, by more than a standard error.
+
+        Without that margin it would soon be given up by chance, since it is judged again after every outcome.
+        """
         for rung, above in pairwise(self._runs.ladder):
-            correlation, plans = self.agreement(rung, above)
-            if correlation is None or plans < self.options.least_plans or correlation >= self.options.least_agreement:
+            seen = self.agreement(rung, above)
+            if (
+                seen.upper is None
+                or seen.plans < self.options.least_plans
+                or seen.upper >= self.options.least_agreement
+            ):
                 continue
             self._stop_stopping(
-                f"no plan is stopped any more: the ranks of {plans} plans after {rung} and after {above} steps "
-                f"correlate by {correlation:.2f}, below {self.options.least_agreement:g}"
+                f"no plan is stopped any more: the ranks of {seen.plans} plans after {rung} and after {above} steps "
+                f"correlate by {seen.correlation:.2f} ({seen.upper:.2f} with a standard error on top), below "
+                f"{self.options.least_agreement:g}"
             )
             return
 

@@ -24,7 +24,8 @@ class HalvingOptions:
         r_min: least steps of the lowest rung; ``None``: full / eta^2, which makes three rungs, but at least 10.
         rank_by: ``loss`` (validation loss) or ``score`` (main metric).
         band_factor: plans are compared within bands of cost, each this factor wide, counted down from the budget.
-        least_agreement: rank correlation between consecutive rungs below which no more plans are stopped.
+        least_agreement: rank correlation between consecutive rungs below which, by more than its standard error, no
+            more plans are stopped.
         least_plans: plans that must have been through both rungs before that is judged.
 
     Raises:
@@ -41,7 +42,7 @@ class HalvingOptions:
     def __post_init__(self) -> None:
         _require_rank_by(self.rank_by)
         _require_whole("eta", self.eta, 2)
-        _require_whole("least_plans", self.least_plans, 3)
+        _require_whole("least_plans", self.least_plans, 4)
         if self.r_min is not None:
             _require_whole("r_min", self.r_min, 1)
         if not self.band_factor > 1:
