@@ -13,6 +13,7 @@ from transformers import (
     Gemma2Config,
     PreTrainedModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapted import batch_of, everything, labelled, logits, stir, train
 from peftscout import tuner
@@ -20,6 +21,7 @@ from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
 from peftscout.plan import Plan
 from peftscout.tuner import attention_functions
+from peftscout.tuner.attention_functions import ROW, Row, is_registered, switched_on
 from tiny_models import tiny_model
 
 
@@ -182,3 +184,73 @@ def test_the_names_that_transformers_knows_are_one_for_each_base() -> None:
         "peftscout_sdpa",
         "peftscout_eager",
     ]
+
+
+# --- one row ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_picks_its_position_along_any_dimension() -> None:
+    x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    assert torch.equal(Row().of(x), x[:, :1])
+    assert torch.equal(Row().of(x, 2), x[:, :, :1])
+    row = Row(torch.tensor([2, 0]))
+    assert torch.equal(row.of(x), torch.stack([x[0, 2], x[1, 0]])[:, None])
+    assert torch.equal(row.of(x, 2), torch.stack([x[0, :, 2], x[1, :, 0]])[:, :, None])
+    assert all(picked.is_contiguous() for picked in (Row().of(x), Row().of(x, 2), row.of(x), row.of(x, 2)))
+
+
+def test_a_row_of_what_has_one_row_is_that() -> None:
+    x = torch.zeros(2, 1, 5)
+    assert Row(torch.tensor([2, 0])).of(x) is x
+
+
+def test_a_mask_for_all_texts_is_broadcast() -> None:
+    causal = torch.ones(4, 4).tril()[None, None]
+    picked = Row(torch.tensor([3, 1])).of(causal, 2)
+    assert picked.squeeze().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_row_sees_the_keys_up_to_itself() -> None:
+    assert Row().sees(3, torch.device("cpu")).tolist() == [[[[True, False, False]]]]
+    seen = Row(torch.tensor([2, 0])).sees(3, torch.device("cpu"))
+    assert seen.squeeze().tolist() == [[True, True, True], [True, False, False]]
+
+
+class Module(torch.nn.Module):
+    """What an attention function reads of the module that calls it."""
+
+    is_causal = True
+    num_key_value_groups = 2
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_one_query_gets_what_it_would_get_among_all(with_bias: bool) -> None:
+    """Causal without a mask, grouped keys and values, a position bias: row 2 of all against row 2 alone."""
+    attend = ALL_ATTENTION_FUNCTIONS["peftscout_sdpa"]
+    query, key, value = (torch.randn(3, heads, 5, 4) for heads in (4, 2, 2))
+    more = {"position_bias": torch.randn(1, 4, 5, 5)} if with_bias else {}
+    whole, _ = attend(Module(), query, key, value, None, **more)
+    index = torch.tensor([2, 0, 4])
+    alone, _ = attend(Module(), query, key, value, None, **more, **{ROW: Row(index)})
+    assert alone.shape == whole.shape
+    rows = torch.arange(3)
+    torch.testing.assert_close(alone[rows, index], whole[rows, index])
+    assert torch.equal(alone, alone[:, :1].expand_as(alone))
+
+
+def test_the_functions_are_on_inside_the_context_only() -> None:
+    for implementation in ("sdpa", "eager"):
+        model = tiny_model("llama", attn_implementation=implementation)
+        assert not is_registered(model, "layers.0.self_attn")
+        with switched_on(model):
+            assert model.config._attn_implementation == f"peftscout_{implementation}"
+            assert is_registered(model, "layers.0.self_attn")
+        assert model.config._attn_implementation == implementation
+
+
+def test_an_implementation_that_is_no_base_of_ours_is_left_alone() -> None:
+    model = tiny_model("llama")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with switched_on(model):
+        assert model.config._attn_implementation == "flash_attention_2"
+        assert not is_registered(model, "layers.0.self_attn")

@@ -30,8 +30,8 @@ text ends with the token that also pads, as with GPT-2)."""
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-_CUT = ("q", "o", "gate", "up", "gate_up", "down")
-"""Roles of the projections that see one row; keys, values and what is fused with them see all."""
+_Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
+_After = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 
 @contextmanager
@@ -48,40 +48,48 @@ def one_row(model: Any, model_map: ModelMap, position: Position) -> Iterator[Non
         position: which row; see `find_one_row`.
 
     Raises:
-        TunerError: when the model has more than one stack of blocks.
+        TunerError: when the model has more than one stack of blocks, or gradient checkpointing is on.
     """
     base = bare(model)
     layer, block = last_block(model_map)
+    if any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+        raise TunerError("gradient checkpointing computes blocks again when the rows of their batch are forgotten")
     cut = _Cut(position, padding_token(base))
     with ExitStack() as hooks, switched_on(base):
 
-        def on(path: str, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None) -> None:
-            module = base.get_submodule(path)
+        def hook(module: nn.Module, before: _Before | None, after: _After | None = None) -> None:
             if before is not None:
-                hooks.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+                hooks.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             if after is not None:
                 hooks.callback(module.register_forward_hook(after).remove)
 
-        if position != "first":
-            hooks.callback(model.register_forward_pre_hook(cut.read_batch, prepend=True, with_kwargs=True).remove)
-        own_block = base.get_submodule(block)
-        hooks.callback(own_block.register_forward_pre_hook(cut.enter_block, prepend=True, with_kwargs=True).remove)
-        on(block, after=cut.leave_block)
+        hook(model, cut.read_batch)
+        hook(base.get_submodule(block), cut.enter_block, cut.leave_block)
         for site in model_map.sites.values():
-            match site:
-                case Site(kind="linear", layer=n, role=role) if n == layer and role in _CUT:
-                    before = cut.end_attention if role == "o" else cut.cut
-                    on(site.module, before=before, after=cut.spread if role == "q" else None)
-                case Site(kind="norm", layer=n) if n == layer:
-                    on(site.module, before=cut.cut_after_attention)
-                case Site(kind="norm", layer=None):
-                    on(site.module, before=cut.cut, after=cut.spread)
-                case Site(kind="sublayer", layer=n, attention=attention) if n == layer and attention is not None:
-                    if is_registered(base, attention.module):
-                        module = base.get_submodule(attention.module)
-                        handle = module.register_forward_pre_hook(cut.tell_attention, prepend=True, with_kwargs=True)
-                        hooks.callback(handle.remove)
+            if site.layer not in (layer, None):
+                continue
+            if site.kind != "sublayer":
+                hook(base.get_submodule(site.module), *_hooks_at(site, cut))
+            elif site.attention is not None and is_registered(base, site.attention.module):
+                hook(base.get_submodule(site.attention.module), cut.tell_attention)
         yield
+
+
+def _hooks_at(site: Site, cut: _Cut) -> tuple[_Before | None, _After | None]:
+    """Return what is done before and after a leaf of the last block, or the final norm."""
+    match site.kind, site.role:
+        case "norm", _:
+            return (cut.cut, cut.spread) if site.layer is None else (cut.cut_after_attention, None)
+        case _, "q":
+            return cut.cut, cut.spread
+        case _, "o":
+            return cut.end_attention, cut.cut_output
+        case _, "gate" | "up" | "gate_up":
+            return cut.cut, None
+        case _, "down":
+            return cut.cut, cut.cut_output
+        case _:
+            return None, None  # keys, values, and queries that are fused with them
 
 
 class _Cut:
@@ -109,20 +117,28 @@ class _Cut:
         """Before the attention: ask our attention function for one row of queries."""
         return args, {**kwargs, ROW: self._row}
 
-    def cut(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def cut(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a projection: keep one row of its input; leave alone what does not look like hidden states."""
-        if not args or args[0].dim() != 3 or args[0].shape[1] != self._length:
-            return None
-        return (self._row.of(args[0]), *args[1:])
+        return ((self._row.of(args[0]), *args[1:]), kwargs) if args and self._has_all_rows(args[0]) else None
 
-    def end_attention(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def end_attention(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the output projection of the attention: nothing after it mixes positions."""
         self._attended = True
-        return self.cut(module, args)
+        return self.cut(module, args, kwargs)
 
-    def cut_after_attention(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def cut_after_attention(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a norm: those before the attention feed keys and values, those after it only the one row."""
-        return self.cut(module, args) if self._attended else None
+        return self.cut(module, args, kwargs) if self._attended else None
+
+    def cut_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """After a sublayer: a parallel adapter whose input is that of a fused projection gives all rows."""
+        return self._row.of(output) if self._has_all_rows(output) else output
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """After the queries and the final norm: give the row at every position, without copying it."""
@@ -133,6 +149,9 @@ class _Cut:
         hidden = output[0] if isinstance(output, tuple) else output
         hidden = self._row.of(hidden).expand(-1, self._length, -1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _has_all_rows(self, x: Tensor) -> bool:
+        return x.dim() == 3 and x.shape[1] == self._length
 
 
 def row_index(position: Position, batch: Mapping[str, Any], padding: int | None) -> Tensor | None:

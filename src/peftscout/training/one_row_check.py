@@ -42,17 +42,17 @@ def find_one_row(model: Any, model_map: ModelMap, batch: Batch) -> Reading:
         batch: a few rows of input, of more than two tokens each; labels are ignored.
     """
     try:
-        position = read_position(model, model_map, batch)
-        if position is None:
-            return Reading(None, "the head reads more than one position, or none by a fixed rule, after the last block")
-        reason = one_row_is_exact(model, model_map, position, batch)
+        reading = read_position(model, model_map, batch)
+        if reading.position is None:
+            return reading
+        wrong = one_row_is_exact(model, model_map, reading.position, batch)
     except Exception as error:
         return Reading(None, f"{type(error).__name__}: {error}")
-    return Reading(position) if reason is None else Reading(None, reason)
+    return reading if wrong is None else Reading(None, wrong)
 
 
-def read_position(model: Any, model_map: ModelMap, batch: Batch) -> Position | None:
-    """Return which position of what leaves the last block the logits depend on; ``None`` when it is not just one.
+def read_position(model: Any, model_map: ModelMap, batch: Batch) -> Reading:
+    """Return which position of what leaves the last block the logits depend on, or why there is not just one.
 
     Read off the gradient of the logits, on variants of ``batch`` that tell the positions apart (`variants`).
 
@@ -64,10 +64,13 @@ def read_position(model: Any, model_map: ModelMap, batch: Batch) -> Position | N
     left: list[Position] = [p for p in POSITIONS if p != "last_not_pad" or padding is not None]
     for variant in variants(batch, padding):
         read = _positions_read(model, block, variant)
-        if read is None:
-            return None
+        if isinstance(read, str):
+            return Reading(None, read)
         left = [position for position in left if _is_at(row_index(position, variant, padding), read)]
-    return left[0] if len(left) == 1 else None
+    if len(left) == 1:
+        return Reading(left[0])
+    which = f"{' or '.join(left)}: these texts are too short to tell" if left else "not always the first or the last"
+    return Reading(None, f"the head reads one position after the last block, {which}")
 
 
 def one_row_is_exact(model: Any, model_map: ModelMap, position: Position, batch: Batch) -> str | None:
@@ -117,8 +120,8 @@ def variants(batch: Batch, padding: int | None) -> Iterator[Batch]:
         yield {**plain, "input_ids": changed.view(shape), "attention_mask": shorter.view(shape)}
 
 
-def _positions_read(model: Any, block: str, batch: Batch) -> Tensor | None:
-    """Return the position of each text that the logits depend on, ``[texts]``; ``None`` when it is not just one."""
+def _positions_read(model: Any, block: str, batch: Batch) -> Tensor | str:
+    """Return the position of each text that the logits depend on, ``[texts]``; or why it is not just one."""
     leaving: list[Tensor] = []
 
     def leaf(module: Any, args: Any, output: Any) -> Any:
@@ -130,14 +133,17 @@ def _positions_read(model: Any, block: str, batch: Batch) -> Tensor | None:
     try:
         with evaluation(model), torch.enable_grad():
             logits = _output(model, batch)
+            weighted = logits * torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
     finally:
         handle.remove()
     if len(leaving) != 1:
-        return None  # the block is shared by several layers
-    weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
-    (gradient,) = torch.autograd.grad((weights * logits).sum(), leaving)
+        return f"{block} runs {len(leaving)} times in a forward pass, not once"
+    (gradient,) = torch.autograd.grad([weighted], leaving, [torch.ones_like(weighted)])
     read = (gradient != 0).any(-1)
-    return read.int().argmax(-1) if bool((read.sum(-1) == 1).all()) else None
+    counts = read.sum(-1)
+    if not bool((counts == 1).all()):
+        return f"the head reads {int(counts.min())} to {int(counts.max())} positions of a text after the last block"
+    return read.int().argmax(-1)
 
 
 def _is_at(index: Tensor | None, read: Tensor) -> bool:
