@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "exact": {"precision": "fp32", "backbone_dropout": "paper"},
 }
 STEPS = {"sst2": 60, "cola": 60, "stsb": 100}
+BATCH = {"sst2": 32, "cola": 32, "stsb": 16}
 LR_SCALE = 3.0
 """The default learning rates are low for runs as short as these (docs/results.md)."""
 
@@ -47,7 +48,7 @@ LR_SCALE = 3.0
 def study(glue: Path, task: str, setting: str) -> Prepared:
     """Return the prepared study of a task under a setting."""
     data = {"source": str(glue / task), "max_train_rows": 4000, "max_search_rows": 500}
-    training = {**SETTINGS[setting], "threads": 1, "evaluations": 1}
+    training = {**SETTINGS[setting], "threads": 1, "evaluations": 1, "batch_size": BATCH[task]}
     return prepare(
         StudyConfig.from_mapping({"model": str(model_path()), "budget": "2%", "data": data, "training": training})
     )

@@ -29,6 +29,7 @@ from peftscout.plan import Plan
 from peftscout.report.progress import Silent
 from peftscout.study import read_records
 from peftscout.training.arithmetic import FP32, Arithmetic
+from peftscout.training.stack_evaluator import evaluate_together
 from tiny_task import save_tiny_model, write_task
 
 QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
@@ -302,6 +303,8 @@ def test_an_interrupted_search_on_rungs_ends_as_the_one_that_was_not(model, data
     assert len(trials_of_whole) > trials
     assert trials_of_whole["steps"].nunique() >= 2
     assert whole.best.score == trials_of_whole[trials_of_whole["steps"] == 27]["score"].max()
+    assert trials_of_whole["full"].equals(trials_of_whole["steps"] == 27)
+    assert set(whole.front["steps"]) == {27}
 
     class Interrupting(Silent):
         """Interrupts after so many optimiser steps."""
@@ -400,3 +403,38 @@ def test_a_baseline_that_wins_once_its_learning_rate_is_tuned_is_the_chosen_plan
     assert r.summary["best"]["lr_scale"] == 3.0
     assert r.verdict.startswith("No plan was better than uniform LoRA in this search.")
     assert set(r.trials[r.trials["stage"] == "final"]["label"]) == {r.summary["baseline"]["label"]}
+
+
+def test_plans_that_are_evaluated_together_make_the_study_of_plans_that_are_evaluated_alone(
+    model, data, tmp_path, monkeypatch
+):
+    from peftscout import engine
+
+    options = {"budget": "5%", **QUICK, "trials": 6, "training": {"precision": "fp32"}, "final": {"seeds": 0}}
+    sizes = []
+
+    def counting(evaluator, requests, **kwargs):
+        sizes.append(len(requests))
+        return evaluate_together(evaluator, requests, **kwargs)
+
+    monkeypatch.setattr(engine, "evaluate_together", counting)
+    monkeypatch.setattr(engine, "capacity", lambda evaluator: 1)
+    alone = peftscout.search(model, data, study=tmp_path / "alone", **options)
+    assert sizes == []
+    monkeypatch.setattr(engine, "capacity", lambda evaluator: 3)
+    together = peftscout.search(model, data, study=tmp_path / "together", **options)
+    assert sizes == [3, 2]
+    columns = ["number", "stage", "label", "state", "cost", "steps", "seed", "lr_scale", "plan"]
+    assert together.trials[columns].equals(alone.trials[columns])
+    assert np.allclose(together.trials["score"], alone.trials["score"], atol=1e-6)
+    for number in range(6):
+        assert (tmp_path / "together" / "trials" / f"{number:03d}" / "adapter" / "adapter_model.safetensors").is_file()
+    assert peftscout.search(model, data, study=tmp_path / "together", **options).summary == together.summary
+
+
+def test_a_search_with_a_time_limit_goes_plan_by_plan(model, data, tmp_path, monkeypatch):
+    from peftscout import engine
+
+    monkeypatch.setattr(engine, "capacity", lambda evaluator: 16)
+    r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **{**QUICK, "trials": 50, "time": 1})
+    assert 1 <= len(r.trials[r.trials["stage"] == "search"]) < 50

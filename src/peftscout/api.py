@@ -68,17 +68,18 @@ class Result:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per evaluation: number, stage, label, state, cost, score, seconds, steps, seed, lr_scale, plan."""
+        """One row per evaluation: number, stage, label, state, cost, score, seconds, steps, full, seed, lr_scale, plan."""
         import pandas as pd
 
-        rows = [{**t, "plan": Plan.from_json(t["plan"])} for t in self.summary["trials"]]
+        rows = [{"full": True, **t, "plan": Plan.from_json(t["plan"])} for t in self.summary["trials"]]
         return pd.DataFrame(rows)
 
     @property
     def front(self) -> pd.DataFrame:
-        """The plans that no other plan of the search beats on both cost and score, cheapest first."""
+        """The fully trained plans that no other plan of the search beats on both cost and score, cheapest first."""
         trials = self.trials
-        rows = trials[(trials["stage"] != "final") & (trials["state"] == "done")].reset_index(drop=True)
+        searched = (trials["stage"] != "final") & (trials["state"] == "done") & trials["full"]
+        rows = trials[searched].reset_index(drop=True)
         return rows.iloc[front_of(list(rows["cost"]), list(rows["score"]))].reset_index(drop=True)
 
     def export(self, out: str | Path, format: Format = "auto") -> ExportReport:

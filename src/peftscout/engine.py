@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from peftscout.study import Study, write_json
 from peftscout.tasks import Task, compute_metrics
 from peftscout.training.evaluator import Evaluator, save_adapter
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
+from peftscout.training.stack_evaluator import capacity, evaluate_together
 
 FINAL_SEED = 10_000
 """Final seeds begin here plus 100 times the study's seed: never among those of the search."""
@@ -61,12 +62,17 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
 
 
 class Runner:
-    """Evaluates requests, each at most once in the life of a study."""
+    """Evaluates requests, each at most once in the life of a study.
+
+    Attributes:
+        capacity: requests that are worth evaluating at once.
+    """
 
     def __init__(self, study: Study, evaluator: Evaluator, reporter: Reporter) -> None:
         self.study = study
         self.evaluator = evaluator
         self.reporter = reporter
+        self.capacity = capacity(evaluator)
         self._best: float | None = None
 
     def __call__(self, request: Evaluate, stage: Stage, keep: Callable[[Any, Path], None] | None = None) -> Record:
@@ -76,18 +82,39 @@ class Runner:
         """
         if (known := self.study.ledger.recall(request)) is not None:
             return self._told(known, recalled=True)
-        number = self.study.ledger.start(request, stage)
-        folder = self.study.fresh_trial_folder(number, request.plan)
+        number, folder = self._start(request, stage)
 
         def after(model: Any) -> None:
             save_adapter(model, folder / "adapter")
             if keep is not None:
                 keep(model, folder)
 
-        self.reporter.started(number, stage, request, request.plan.cost(self.evaluator.backbone.model_map.sites))
         outcome = self.evaluator(request, after=after, progress=self.reporter.step)
         self.study.finish(number, outcome)
         return self._told(Record(number, stage, request, outcome), recalled=False)
+
+    def together(self, requests: Sequence[Evaluate], stage: Stage) -> list[Record]:
+        """Return the record of each of ``requests``; those that have to be run share their passes."""
+        asked = [request for request in requests if self.study.ledger.recall(request) is None]
+        if len(asked) < 2:
+            return [self(request, stage) for request in requests]
+        started = [self._start(request, stage) for request in asked]
+        outcomes = evaluate_together(
+            self.evaluator,
+            asked,
+            after=lambda n, model: save_adapter(model, started[n][1] / "adapter"),
+            progress=self.reporter.step,
+        )
+        ran = {}
+        for request, (number, _), outcome in zip(asked, started, outcomes, strict=True):
+            self.study.finish(number, outcome)
+            ran[request.key] = self._told(Record(number, stage, request, outcome), recalled=False)
+        return [ran.get(request.key) or self(request, stage) for request in requests]
+
+    def _start(self, request: Evaluate, stage: Stage) -> tuple[int, Path]:
+        number = self.study.ledger.start(request, stage)
+        self.reporter.started(number, stage, request, request.plan.cost(self.evaluator.backbone.model_map.sites))
+        return number, self.study.fresh_trial_folder(number, request.plan)
 
     def _told(self, record: Record, recalled: bool) -> Record:
         score = None if record.outcome is None else record.outcome.score
@@ -112,13 +139,14 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     strategy.tell(request, _outcome(records[0]))
     noted: str | None = None
     while not (_trials_are_up(prepared, records) or _time_is_up(config, records)):
-        requests = strategy.ask(1)
+        requests = strategy.ask(runner.capacity if config.time is None else 1)
         if not requests:
             break
         for request in requests:
             _refuse_over_budget(request, prepared)
-            records.append(runner(request, "search"))
-            strategy.tell(request, _outcome(records[-1]))
+        for record in runner.together(requests, "search"):
+            records.append(record)
+            strategy.tell(record.request, _outcome(record))
         if (note := getattr(strategy, "note", None)) != noted and note is not None:
             runner.reporter.note(note)
             noted = note
@@ -159,7 +187,7 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
     def tuned(record: Record) -> Record:
         r = record.request
         others = [s for s in dict.fromkeys(prepared.config.final.lr_scales) if s != r.lr_scale]
-        tries = [runner(Evaluate(r.plan, r.fidelity, r.seed, s, r.label), "tune") for s in others]
+        tries = runner.together([Evaluate(r.plan, r.fidelity, r.seed, s, r.label) for s in others], "tune")
         return _best_of([record, *tries]) if any(_outcome(r).done for r in (record, *tries)) else record
 
     best = tuned(best)
@@ -173,7 +201,7 @@ def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record)
     if not config.final.seeds or not _outcome(baseline).done:
         return None
     rows = encode_split(prepared, task.report.unlock(), runner.study.folder / "cache")
-    fidelity = Fidelity(config.final.steps or prepared.fidelity.steps)
+    fidelity = Fidelity(config.final.steps) if config.final.steps else prepared.fidelity
 
     def keep(model: Any, folder: Path) -> None:
         save_file({"predictions": runner.evaluator.predict(model, rows)}, folder / "predictions.safetensors")

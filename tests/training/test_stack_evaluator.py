@@ -144,6 +144,10 @@ def test_a_stack_that_fails_is_evaluated_one_by_one_and_said(make, monkeypatch):
     outcomes = evaluate_together(evaluator, requests(PLANS))
     assert all(outcome.done for outcome in outcomes)
     assert notes == ["3 plans are evaluated one by one: OutOfMemoryError: too large"]
+    monkeypatch.setitem(stack_evaluator.SWEET_SPOT, "cpu", 10_000)
+    assert capacity(evaluator) == 1
+    evaluate_together(evaluator, requests(PLANS, steps=2))
+    assert len(notes) == 1
 
 
 def test_ctrl_c_is_not_swallowed_and_the_backbone_is_whole(make):

@@ -79,6 +79,7 @@ def _trial(record: Record) -> dict[str, Any]:
         "score": None if o is None else o.score,
         "seconds": None if o is None else o.seconds,
         "steps": None if o is None else o.steps,
+        "full": r.fidelity.full,
         "peak_memory": None if o is None else o.peak_memory,
         "seed": r.seed,
         "lr_scale": r.lr_scale,

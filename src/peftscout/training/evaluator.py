@@ -52,6 +52,9 @@ class EncodedTask:
 class Evaluator:
     """Builds, trains and scores plans on one loaded backbone.
 
+    Attributes:
+        stacks: whether several plans may share it at once: until that fails, see `stack_evaluator`.
+
     Args:
         backbone: stays in memory; its fingerprint is checked after every trial.
         data: encoded training and search rows.
@@ -74,6 +77,7 @@ class Evaluator:
         self.data = data
         self.settings = settings
         self.note = note
+        self.stacks = True
         self.op_settings = op_settings or tuner.OpSettings()
         self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)

@@ -24,7 +24,7 @@ from peftscout.training.trial import Trial
 After = Callable[[int, Any], None]
 """Gets the index of a request and its adapted model in its best state."""
 
-SWEET_SPOT = {"cpu": 0, "cuda": 8192}
+SWEET_SPOT = {"cpu": 2048, "cuda": 8192}
 """Most tokens in a training step up to which more plans are stacked; see docs/performance.md for the measurements."""
 
 MOST = 16
@@ -34,7 +34,7 @@ MOST = 16
 def capacity(evaluator: Evaluator) -> int:
     """Return how many plans are worth stacking in this evaluator: 1 where stacking gains nothing or is not exact."""
     settings = evaluator.settings
-    if not settings.shortcuts or settings.backbone_dropout != "off":
+    if not evaluator.stacks or not settings.shortcuts or settings.backbone_dropout != "off":
         return 1
     lengths = evaluator.data.train.lengths
     tokens = settings.batch_size * float(lengths.mean())
@@ -59,10 +59,11 @@ def evaluate_together(
 
     outcomes: dict[int, Outcome] = {}
     for group in _groups(evaluator, requests):
-        if len(group) > 1:
+        if len(group) > 1 and evaluator.stacks:
             try:
                 outcomes |= _stacked(evaluator, {n: requests[n] for n in group}, after, progress)
             except Exception as error:
+                evaluator.stacks = False
                 evaluator.note(f"{len(group)} plans are evaluated one by one: {type(error).__name__}: {error}")
         outcomes |= {n: alone(n) for n in group if n not in outcomes}
     return [outcomes[n] for n in range(len(requests))]
