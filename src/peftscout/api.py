@@ -68,7 +68,7 @@ class Result:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per evaluation: number, stage, label, state, cost, score, seconds, steps, full, seed, lr_scale, plan, ..."""
+        """One row per evaluation: number, stage, label, state, cost, score, seconds, steps, full, seed, plan, ..."""
         import pandas as pd
 
         rows = [{"full": True, **t, "plan": Plan.from_json(t["plan"])} for t in self.summary["trials"]]
