@@ -30,7 +30,7 @@ import peftscout
 from evaluator_speed import DATA
 from peftscout import engine, tuner
 from peftscout.config import StudyConfig
-from peftscout.engine import Runner
+from peftscout.engine import Runner, loaded_for_good
 from peftscout.ledger import Ledger
 from peftscout.outcome import Fidelity
 from peftscout.preparation import make_evaluator, prepare
@@ -103,7 +103,7 @@ class Search:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold the study open."""
-        with Study(self._folder, self._prepared.header()) as study:
+        with Study(self._folder, self._prepared.header()) as study, loaded_for_good():
             self._runner = Runner(study, make_evaluator(self._prepared, self._folder / "cache"), Silent())
             self.strategy = make_strategy("random", self._prepared.problem, {})
             yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         NothingFeasibleError: when no trial ended with a score.
     """
     prepared = prepared.continuing(folder)
-    with Study(folder, prepared.header(), prepared.config.storage) as study, reporter:
+    with Study(folder, prepared.header(), prepared.config.storage) as study, reporter, loaded_for_good():
         for note in prepared.task.notes:
             reporter.note(note)
         runner = Runner(study, make_evaluator(prepared, folder / "cache", reporter.note), reporter)
@@ -59,6 +60,17 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         )
         write_json(folder / "summary.json", summary)
         return summary
+
+
+@contextmanager
+def loaded_for_good() -> Iterator[None]:
+    """Keep the garbage collector from going through everything that is loaded by now, after every trial."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Runner:

@@ -130,9 +130,14 @@ class Evaluator:
             finally:
                 tuner.reset(model)
                 del model
-                self.device.accelerator.free_memory()
-                gc.collect()
+                self.free_memory()
                 self.check_backbone()
+
+    def free_memory(self) -> None:
+        """Give back what a trial held: models are full of reference cycles."""
+        gc.collect()
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def check_backbone(self) -> None:
         """Raise a TunerError unless the backbone is, bit for bit, what it was at first."""

@@ -63,7 +63,7 @@ class Shortcuts:
     def position(self, model: Any, plan: Plan, batch: Batch) -> Position | None:
         """Return the one position for which the last block need be computed (see `one_row`); ``None``: all of them.
 
-        Tested for each set of (role, op) that plans put into the last block.
+        Tested for each set of (kind of site, op) that plans put into the last block.
 
         Args:
             model: built for ``plan``.
@@ -73,7 +73,7 @@ class Shortcuts:
         model_map = self._backbone.model_map
         sites = [(model_map.sites[placement.site], placement.op) for placement in plan]
         last = {stack: len(paths) - 1 for stack, paths in model_map.blocks.items()}
-        kind = frozenset((site.role, op) for site, op in sites if site.layer == last[site.stack])
+        kind = frozenset((site.kind, op) for site, op in sites if site.layer == last[site.stack])
         if kind not in self._readings:
             reading = find_one_row(model, model_map, batch)
             self._readings[kind] = reading

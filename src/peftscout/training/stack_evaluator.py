@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +23,7 @@ from peftscout.training.trial import Trial
 After = Callable[[int, Any], None]
 """Gets the index of a request and its adapted model in its best state."""
 
-SWEET_SPOT = {"cpu": 2048, "cuda": 8192}
+SWEET_SPOT = {"cpu": 512, "cuda": 8192}
 """Most tokens in a training step up to which more plans are stacked; see docs/performance.md for the measurements."""
 
 MOST = 16
@@ -119,8 +118,7 @@ def _built(evaluator: Evaluator, requests: Sequence[Evaluate]) -> Iterator[Stack
                 with device.exact_heads(stack.model):
                     yield stack
         finally:
-            device.accelerator.free_memory()
-            gc.collect()
+            evaluator.free_memory()
             evaluator.check_backbone()
 
 
