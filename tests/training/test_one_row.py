@@ -14,7 +14,9 @@ from adapted import everything, logits, stir
 from peftscout import tuner
 from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
+from peftscout.ops import parallel
 from peftscout.plan import Plan
+from peftscout.stacked import stacked
 from peftscout.training.one_row import last_block, one_row, padding_token, row_index
 from peftscout.training.one_row_check import find_one_row
 from peftscout.tuner.backbone_state import BackboneState
@@ -137,6 +139,21 @@ def test_a_block_that_adds_in_place_takes_a_parallel_adapter_on_a_fused_projecti
     assert_same(*both(adapted, model_map, "last_not_pad", ragged()))
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_stack_of_plans_is_cut_as_one(name: str) -> None:
+    model = tiny_model(name, "sequence")
+    model_map = ModelMap.from_model(model)
+    plans = [everything(model_map, only=only) for only in (None, ("parallel", "bias"), ("lora", "prefix"))]
+    with stacked(model, plans, model_map, seeds=(0, 1, 2)) as stack:
+        with torch.no_grad():
+            for number, parameter in enumerate(p for p in stack.model.parameters() if p.requires_grad):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+        rows = {key: tensor.repeat(3, 1) for key, tensor in ragged().items()}
+        plain, cut = both(stack.model, model_map, POOLED[name], rows)
+    assert_same(plain, cut, 2e-6)
+    assert plain[0].shape == (9, 2)
+
+
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +258,21 @@ def test_the_attention_of_the_last_block_gets_one_query(name: str, monkeypatch: 
     with one_row(model, model_map, POOLED[name]):
         logits(model, ragged())
     assert queries == [9, 1]
+
+
+def test_a_parallel_adapter_on_a_fused_projection_computes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, model_map = adapted_model("gpt2")
+    rows = []
+    delta = parallel.delta
+
+    def spy(params: Any, x: Tensor, y: Tensor, settings: Any) -> Tensor:
+        rows.append((x.shape[1], y.shape[1]))
+        return delta(params, x, y, settings)
+
+    monkeypatch.setattr(parallel, "delta", spy)
+    with one_row(model, model_map, "last_not_pad"):
+        logits(model, ragged())
+    assert rows == [(9, 9), (9, 9), (1, 1), (1, 1)]  # attention and FFN, block by block
 
 
 def test_rows_enter_products_contiguous() -> None:

@@ -23,6 +23,7 @@ from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
 from peftscout.sites import Site
 from peftscout.tuner.attention_functions import ROW, Row, is_registered, switched_on
+from peftscout.tuner.layer import PeftscoutLayer
 
 Position = Literal["first", "last", "last_not_pad"]
 """The first position; the last that is attended to; the last whose token is not the padding token (they differ where a
@@ -83,11 +84,11 @@ def _hooks_at(site: Site, cut: _Cut) -> tuple[_Before | None, _After | None]:
         case _, "q":
             return cut.cut, cut.spread
         case _, "o":
-            return cut.end_attention, cut.cut_output
+            return cut.end_attention, None
         case _, "gate" | "up" | "gate_up":
             return cut.cut, None
         case _, "down":
-            return cut.cut, cut.cut_output
+            return cut.end_sublayer, None
         case _:
             return None, None  # keys, values, and queries that are fused with them
 
@@ -121,24 +122,30 @@ class _Cut:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a projection: keep one row of its input; leave alone what does not look like hidden states."""
-        return ((self._row.of(args[0]), *args[1:]), kwargs) if args and self._has_all_rows(args[0]) else None
+        if not args or args[0].dim() != 3 or args[0].shape[1] != self._length:
+            return None
+        return (self._row.of(args[0]), *args[1:]), kwargs
+
+    def end_sublayer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the end of a sublayer: a parallel adapter there took its input from a projection that may see all."""
+        if isinstance(module, PeftscoutLayer) and module.sublayer_input is not None:
+            module.sublayer_input.keep(self._row.of)
+        return self.cut(module, args, kwargs)
 
     def end_attention(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before the output projection of the attention: nothing after it mixes positions."""
+        """Before the end of the attention: nothing after it mixes positions."""
         self._attended = True
-        return self.cut(module, args, kwargs)
+        return self.end_sublayer(module, args, kwargs)
 
     def cut_after_attention(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a norm: those before the attention feed keys and values, those after it only the one row."""
         return self.cut(module, args, kwargs) if self._attended else None
-
-    def cut_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """After a sublayer: a parallel adapter whose input is that of a fused projection gives all rows."""
-        return self._row.of(output) if self._has_all_rows(output) else output
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """After the queries and the final norm: give the row at every position, without copying it."""
@@ -149,9 +156,6 @@ class _Cut:
         hidden = output[0] if isinstance(output, tuple) else output
         hidden = self._row.of(hidden).expand(-1, self._length, -1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    def _has_all_rows(self, x: Tensor) -> bool:
-        return x.dim() == 3 and x.shape[1] == self._length
 
 
 def row_index(position: Position, batch: Mapping[str, Any], padding: int | None) -> Tensor | None:

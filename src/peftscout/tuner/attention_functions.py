@@ -45,12 +45,13 @@ class Row:
     def of(self, x: Tensor, dim: int = 1) -> Tensor:
         """Return ``x [batch, ...]`` at the position along ``dim``, which keeps its place with length 1.
 
-        What has length 1 there already is returned as it is. A batch of 1 (a mask for all rows) is broadcast.
+        What has length 1 there already is returned as it is. A batch of 1 (a mask for all rows) is broadcast. The rest
+        is contiguous: torch multiplies a slice by a weight matrix in batches, with a copy of the weights for each text.
         """
         if x.shape[dim] == 1:
             return x
         if self.index is None:
-            return x.narrow(dim, 0, 1)
+            return x.narrow(dim, 0, 1).contiguous()
         rows = torch.arange(len(self.index), device=x.device)
         picked = x.expand(len(rows), *x.shape[1:]).movedim(dim, 1)[rows, self.index]
         return picked.unsqueeze(dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ class SublayerInput:
         """Return what entered since the last call, and forget it."""
         value, self._value = self._value, None
         return value
+
+    def keep(self, part: Callable[[Tensor], Tensor]) -> None:
+        """Keep only a part of what entered, where the last leaf computes no more than that part."""
+        if self._value is not None:
+            self._value = part(self._value)
 
 
 class PeftscoutLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
