@@ -23,7 +23,7 @@ from peftscout.training.trial import Trial
 After = Callable[[int, Any], None]
 """Gets the index of a request and its adapted model in its best state."""
 
-SWEET_SPOT = {"cpu": 512, "cuda": 8192}
+SWEET_SPOT = {"cpu": 2048, "cuda": 8192}
 """Most tokens in a training step up to which more plans are stacked; see docs/performance.md for the measurements."""
 
 MOST = 16
