@@ -3,12 +3,14 @@
     python benchmarks/plan_ranking.py run GLUE --task sst2 --setting fast --plans 20 --seeds 3
     python benchmarks/plan_ranking.py table
 
-Random plans (budgets from 0.02 % to 2 % of MiniLM, so that there is something to rank) are trained for a few steps under
-each setting with each seed. Every training appends a row to ``results/plan_ranking.csv``; rows that are there are not
-computed again. ``exact`` is what the published systems do: fp32, dropout on in the frozen backbone.
+Random plans (budgets from 0.02 % to 2 % of MiniLM, so that there is something to rank) are trained for a few steps
+under each setting with each seed. Every training appends a row to ``results/plan_ranking.csv``; rows that are there are
+not computed again. ``exact`` is what the published systems do: fp32, dropout on in the frozen backbone.
 
-Agreement between settings is the mean Spearman over pairs (setting A with seed i, setting B with seed j != i), so that it
-contains the noise between seeds just as the agreement of a setting with itself does.
+Agreement between settings is the mean Spearman over pairs (setting A with seed i, setting B with seed j != i), so that
+it contains the noise between seeds just as the agreement of a setting with itself does. The last column is what the
+settings lose: the agreement between them less the mean of their agreements with themselves, with the 95 % interval of a
+bootstrap over plans. Where every plan scores the same there is no ranking and no row.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
-from itertools import permutations
+from collections.abc import Sequence
+from itertools import combinations_with_replacement, permutations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,6 +46,10 @@ STEPS = {"sst2": 60, "cola": 60, "stsb": 100}
 BATCH = {"sst2": 32, "cola": 32, "stsb": 16}
 LR_SCALE = 3.0
 """The default learning rates are low for runs as short as these (docs/results.md)."""
+
+
+Scores = dict[int, dict[int, float]]
+"""Seed -> plan -> score."""
 
 
 def study(glue: Path, task: str, setting: str) -> Prepared:
@@ -97,7 +104,7 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def scores(rows: list[dict[str, str]], task: str, setting: str, by: str) -> dict[int, dict[int, float]]:
+def scores(rows: list[dict[str, str]], task: str, setting: str, by: str) -> Scores:
     """Return seed -> plan -> score (or minus the loss)."""
     out: dict[int, dict[int, float]] = defaultdict(dict)
     for row in rows:
@@ -106,32 +113,49 @@ def scores(rows: list[dict[str, str]], task: str, setting: str, by: str) -> dict
     return out
 
 
-def agreement(a: dict[int, dict[int, float]], b: dict[int, dict[int, float]]) -> list[float]:
-    """Return Spearman's rho for every pair of different seeds, over the plans that both have."""
+def agreement(a: Scores, b: Scores, plans: Sequence[int]) -> list[float]:
+    """Return Spearman's rho of ``plans`` for every pair of different seeds."""
     rhos = []
     for i, j in permutations(sorted(set(a) | set(b)), 2):
-        common = sorted(set(a.get(i, {})) & set(b.get(j, {})))
-        if len(common) >= 10:
-            rhos.append(float(spearmanr([a[i][p] for p in common], [b[j][p] for p in common]).statistic))
+        if i in a and j in b:
+            one, other = [a[i][p] for p in plans], [b[j][p] for p in plans]
+            rhos.append(float(spearmanr(one, other).statistic) if min(len(set(one)), len(set(other))) > 1 else np.nan)
     return rhos
+
+
+def loss_of_agreement(a: Scores, b: Scores, plans: Sequence[int]) -> float:
+    """Return the mean agreement between settings less the mean of those of each with itself."""
+    between, within = np.mean(agreement(a, b, plans)), (np.mean(agreement(s, s, plans)) for s in (a, b))
+    return float(between - np.mean(list(within)))
 
 
 def table() -> None:
     """Print agreement within and between settings, for every task."""
-    rows = read()
-    print("| task | ranked by | settings | plans | mean Spearman over pairs of different seeds | lowest to highest |")
-    print("|---|---|---|---|---|---|")
+    rows, rng = read(), np.random.default_rng(0)
+    print("| task | ranked by | settings | plans | mean Spearman between seeds | lowest to highest | difference |")
+    print("|---|---|---|---|---|---|---|")
     for task in STEPS:
         for by in ("score", "loss"):
             found = {s: own for s in SETTINGS if (own := scores(rows, task, s, by))}
-            names = list(found)
-            for a, b in [(x, y) for n, x in enumerate(names) for y in names[n:]]:
-                rhos = agreement(found[a], found[b])
-                if rhos:
-                    plans = min(len(own) for side in (found[a], found[b]) for own in side.values())
-                    between = f"{a}, seed to seed" if a == b else f"{a} against {b}"
-                    spread = f"{min(rhos):.2f} to {max(rhos):.2f}"
-                    print(f"| {task} | {by} | {between} | {plans} | {np.mean(rhos):.3f} | {spread} |")
+            plans = sorted(set.intersection(*(set(own) for side in found.values() for own in side.values())))
+            for a, b in combinations_with_replacement(found, 2):
+                rhos = agreement(found[a], found[b], plans)
+                if np.isnan(rhos).any():
+                    continue
+                between = f"{a}, seed to seed" if a == b else f"{a} against {b}"
+                cells = [task, by, between, len(plans), f"{np.mean(rhos):.3f}", f"{min(rhos):.2f} to {max(rhos):.2f}"]
+                print(
+                    "|",
+                    *(f"{cell} |" for cell in cells),
+                    "|" if a == b else f"{lost(found[a], found[b], plans, rng)} |",
+                )
+
+
+def lost(a: Scores, b: Scores, plans: Sequence[int], rng: np.random.Generator) -> str:
+    """Return `loss_of_agreement` in words, with its interval."""
+    drawn = [loss_of_agreement(a, b, rng.choice(plans, len(plans)).tolist()) for _ in range(500)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return f"{loss_of_agreement(a, b, plans):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftscout.training.batches import BatchMaker, evaluation_order, training_order
+from peftscout.training.batches import WORTH_A_BATCH, BatchMaker, evaluation_order, padded_width, training_order
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200).map(np.array)
 
@@ -29,6 +29,17 @@ def test_evaluation_covers_every_row_once(lengths, batch_size):
     batches = list(evaluation_order(lengths, batch_size))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert max(map(len, batches)) <= batch_size
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 40))
+def test_no_row_makes_an_evaluation_batch_much_wider(lengths, batch_size):
+    for batch in evaluation_order(lengths, batch_size):
+        others = len(batch) - 1
+        assert others * (padded_width(lengths[batch[-1]]) - padded_width(lengths[batch[0]])) <= WORTH_A_BATCH
+
+
+def test_rows_of_one_length_fill_their_evaluation_batches():
+    assert [len(b) for b in evaluation_order(np.full(100, 30), 32)] == [32, 32, 32, 4]
 
 
 def test_the_order_follows_from_the_seed():
@@ -56,7 +67,7 @@ def test_passes_differ_from_one_another():
     assert (first != second).any()
 
 
-@pytest.mark.parametrize(("side", "expected"), [("right", [1, 2, 9, 9, 9, 9, 9, 9]), ("left", [9] * 6 + [1, 2])])
+@pytest.mark.parametrize(("side", "expected"), [("right", [1, 2, 9, 9, 9, 9]), ("left", [9] * 4 + [1, 2])])
 def test_rows_are_padded_on_the_side_that_the_tokenizer_says(side, expected):
     batch = BatchMaker(9, side, regression=False)(rows(2, 5), np.array([0, 1]))
     assert batch["input_ids"][0].tolist() == expected
@@ -64,9 +75,9 @@ def test_rows_are_padded_on_the_side_that_the_tokenizer_says(side, expected):
     assert batch["labels"].dtype == torch.int64
 
 
-def test_widths_are_multiples_of_eight():
-    for n in (1, 8, 9, 17):
-        assert BatchMaker(0, "right", False)(rows(n), np.array([0]))["input_ids"].shape[1] == -(-n // 8) * 8
+@pytest.mark.parametrize(("longest", "width"), [(1, 2), (2, 2), (7, 8), (17, 18)])
+def test_widths_are_even(longest, width):
+    assert BatchMaker(0, "right", False)(rows(longest), np.array([0]))["input_ids"].shape[1] == width
 
 
 def test_regression_targets_are_floats():
@@ -78,5 +89,5 @@ def test_regression_targets_are_floats():
 def test_choices_become_a_dimension():
     row = {"input_ids": [[1, 2], [1, 2, 3]], "attention_mask": [[1, 1], [1, 1, 1]]}
     batch = BatchMaker(0, "right", regression=False)([row, row, row], np.array([0, 1, 0]))
-    assert batch["input_ids"].shape == (3, 2, 8)
-    assert batch["input_ids"][2, 1].tolist() == [1, 2, 3, 0, 0, 0, 0, 0]
+    assert batch["input_ids"].shape == (3, 2, 4)
+    assert batch["input_ids"][2, 1].tolist() == [1, 2, 3, 0]
