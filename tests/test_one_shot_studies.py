@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 import peftscout
 from peftscout.errors import SpaceError
 from peftscout.study import read_records
+from peftscout.training.initial_states import InitialStates
 from peftscout.training.kept_search import KeptSearch
 from tiny_task import save_tiny_model, tiny_tokenizer, write_task
 
@@ -134,5 +135,39 @@ def test_killed_at_any_moment_a_search_ends_with_the_same_state_and_trials(model
     whole, killed = KeptSearch(tmp_path / "whole" / "search").load(), KeptSearch(tmp_path / "killed" / "search").load()
     assert whole is not None
     assert killed is not None
+    for _, facts, _ in (whole, killed):
+        assert facts.pop("seconds") > 0
     assert whole[1:] == killed[1:]
     assert all(np.array_equal(whole[0][name], killed[0][name]) for name in whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m")])
+def test_a_warm_start_goes_on_from_the_supernet_also_when_it_was_interrupted(
+    models, data, tmp_path, monkeypatch, strategy, space
+):
+    options = {**QUICK, "strategy_options": {"keep_every": 3, "warm_start": True, "learning_rate": 0.01}}
+    where = {"budget": "5%", "strategy": strategy, "space": space}
+    whole = peftscout.search(models("bert"), data, study=tmp_path / "whole", **where, **options)
+    baseline, *found = read_records(tmp_path / "whole")
+    assert baseline.request.initial == ""
+    assert all(r.request.initial for r in found)
+    spent = whole.summary["spent"]["supernet"]
+    assert spent["steps"] == 8
+    assert spent["passes"] >= 16
+    assert 0 < spent["seconds"] < whole.summary["spent"]["seconds"]
+
+    def interrupted(self, state):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InitialStates, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            peftscout.search(models("bert"), data, study=tmp_path / "cut", **where, **options)
+    for state in (tmp_path / "cut" / "cache" / "initial").iterdir():
+        state.unlink()  # a cache may be emptied
+    peftscout.search(models("bert"), data, study=tmp_path / "cut", **where, **options)
+    finished = [r for r in read_records(tmp_path / "cut") if r.outcome is not None]
+    assert [(r.request, r.outcome.score) for r in finished] == [
+        (r.request, r.outcome.score) for r in (baseline, *found)
+    ]

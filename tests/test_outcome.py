@@ -42,6 +42,12 @@ def test_a_request_survives_json_and_keeps_its_key():
     assert again.label == "a label"
 
 
+def test_a_request_of_a_warm_start_survives_json_and_one_of_fresh_weights_says_nothing_of_it():
+    warm = Evaluate(PLAN, Fidelity(10), 3, initial="0123456789abcdef")
+    assert Evaluate.from_json(json.loads(json.dumps(warm.to_json()))) == warm
+    assert "initial" not in Evaluate(PLAN, Fidelity(10), 3).to_json()
+
+
 def test_the_key_of_a_request_changes_with_everything_but_its_label():
     base = Evaluate(PLAN, Fidelity(10), 3)
     others = [
@@ -50,8 +56,10 @@ def test_the_key_of_a_request_changes_with_everything_but_its_label():
         Evaluate(PLAN, Fidelity(10, 0.5), 3),
         Evaluate(PLAN, Fidelity(10), 4),
         Evaluate(PLAN, Fidelity(10), 3, 2.0),
+        Evaluate(PLAN, Fidelity(10), 3, initial="0123456789abcdef"),
     ]
-    assert len({base.key, *(o.key for o in others)}) == 6
+    assert len({base.key, *(o.key for o in others)}) == 7
+    assert base.course not in {o.course for o in others}
     assert Evaluate(PLAN, Fidelity(10), 3, label="x").key == base.key
 
 

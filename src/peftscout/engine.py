@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate, Fidelity, Outcome
 from peftscout.preparation import Prepared, encode_split, make_evaluator
 from peftscout.report.progress import Reporter
-from peftscout.report.summary import summarise
+from peftscout.report.summary import SupernetSpent, summarise
 from peftscout.strategies import make_strategy, with_fidelity
 from peftscout.strategies.base import Problem
 from peftscout.study import Study, write_json
@@ -57,6 +57,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
             baseline=baseline,
             comparison=comparison,
             total=prepared.backbone.model_map.total,
+            supernet=runner.supernet,
         )
         write_json(folder / "summary.json", summary)
         return summary
@@ -78,6 +79,7 @@ class Runner:
 
     Attributes:
         capacity: requests that are worth evaluating at once.
+        supernet: what the one-shot search took, once there was one.
     """
 
     def __init__(self, study: Study, evaluator: Evaluator, reporter: Reporter) -> None:
@@ -85,6 +87,7 @@ class Runner:
         self.evaluator = evaluator
         self.reporter = reporter
         self.capacity = capacity(evaluator)
+        self.supernet: SupernetSpent | None = None
         self._best: float | None = None
 
     def __call__(self, request: Evaluate, stage: Stage, keep: Callable[[Any, Path], None] | None = None) -> Record:
@@ -150,7 +153,7 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     records = [runner(request, "search")]
     strategy.tell(request, _outcome(records[0]))
     noted: str | None = None
-    while not (_trials_are_up(prepared, records) or _time_is_up(config, records)):
+    while not (_trials_are_up(prepared, records) or _time_is_up(runner, prepared, records)):
         requests = strategy.ask(runner.capacity if config.time is None else 1)
         if not requests:
             break
@@ -173,11 +176,15 @@ def _trials_are_up(prepared: Prepared, records: list[Record]) -> bool:
 
 def _with_supernet(problem: Problem, runner: Runner) -> Problem:
     """Let strategies that need one open a supernet, whose search is kept in the study's folder."""
-    factory = one_shot_factory(runner.evaluator, problem.space, runner.study.folder / "search")
+    folder = runner.study.folder / "search"
+    factory = one_shot_factory(runner.evaluator, problem.space, folder, runner.reporter.step)
 
-    def opened(training: WeightTraining) -> AbstractContextManager[SupernetInTraining]:
-        runner.reporter.note(f"supernet of {len(problem.space.choices)} choices: at most {training.steps} steps")
-        return factory(training)
+    @contextmanager
+    def opened(training: WeightTraining) -> Iterator[SupernetInTraining]:
+        runner.reporter.searching(len(problem.space.choices), training.steps)
+        with factory(training) as one_shot:
+            yield one_shot
+            runner.supernet = SupernetSpent(one_shot.steps, one_shot.passes, one_shot.seconds)
 
     return replace(problem, one_shot=opened)
 
@@ -199,7 +206,7 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
     def tuned(record: Record) -> Record:
         r = record.request
         others = [s for s in dict.fromkeys(prepared.config.final.lr_scales) if s != r.lr_scale]
-        tries = runner.together([Evaluate(r.plan, r.fidelity, r.seed, s, r.label) for s in others], "tune")
+        tries = runner.together([replace(r, lr_scale=s) for s in others], "tune")
         return _best_of([record, *tries]) if any(_outcome(r).done for r in (record, *tries)) else record
 
     best = tuned(best)
@@ -220,7 +227,7 @@ def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record)
 
     def predictions(contender: Record, seed: int) -> np.ndarray:
         r = contender.request
-        record = runner(Evaluate(r.plan, fidelity, seed, r.lr_scale, r.label), "final", keep)
+        record = runner(replace(r, fidelity=fidelity, seed=seed), "final", keep)
         if record.outcome is None or not record.outcome.done:
             state = "was interrupted" if record.outcome is None else f"{record.outcome.state}: {record.outcome.message}"
             raise StudyError(
@@ -271,5 +278,7 @@ def _refuse_over_budget(request: Evaluate, prepared: Prepared) -> None:
         )
 
 
-def _time_is_up(config: StudyConfig, records: list[Record]) -> bool:
-    return config.time is not None and sum(r.outcome.seconds for r in records if r.outcome is not None) >= config.time
+def _time_is_up(runner: Runner, prepared: Prepared, records: list[Record]) -> bool:
+    allowed = prepared.config.time
+    spent = sum(r.outcome.seconds for r in records if r.outcome is not None)
+    return allowed is not None and spent + (runner.supernet.seconds if runner.supernet else 0.0) >= allowed

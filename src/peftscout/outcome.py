@@ -85,7 +85,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """A request: train ``plan`` from its initialisation at ``fidelity`` with ``seed`` and report its score.
+    """A request: train ``plan`` at ``fidelity`` with ``seed`` and report its score.
 
     Attributes:
         plan: what to build.
@@ -93,6 +93,7 @@ class Evaluate:
         seed: decides initialisation, data order and dropout.
         lr_scale: factor on the learning rate of every op family (the nuisance axis).
         label: for people, such as ``uniform lora r=8 on q,v``; not part of the identity.
+        initial: name of the state to start from, such as a slice of a trained supernet; empty: fresh weights by seed.
     """
 
     plan: Plan
@@ -100,6 +101,7 @@ class Evaluate:
     seed: int
     lr_scale: float = 1.0
     label: str = field(default="", compare=False)
+    initial: str = ""
 
     @property
     def key(self) -> str:
@@ -108,6 +110,8 @@ class Evaluate:
         identity: list[Any] = [self.plan.digest, f.steps, f.data_fraction, self.seed, self.lr_scale]
         if f.rungs:
             identity.append(f.rungs)
+        if self.initial:
+            identity.append(self.initial)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     @property
@@ -115,23 +119,27 @@ class Evaluate:
         """What requests have in common of which one continues the other on a ladder of rungs: all but the steps."""
         f = self.fidelity
         identity = [self.plan.digest, f.data_fraction, list(f.rungs) or f.steps, self.seed, self.lr_scale]
+        if self.initial:
+            identity.append(self.initial)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; the inverse of `from_json`."""
-        return {
+        """Return the JSON form; the inverse of `from_json`. Of fresh weights it says nothing."""
+        data = {
             "plan": self.plan.to_json(),
             "fidelity": self.fidelity.to_json(),
             "seed": self.seed,
             "lr_scale": self.lr_scale,
             "label": self.label,
         }
+        return data | {"initial": self.initial} if self.initial else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the JSON form."""
         fidelity = Fidelity.from_json(data["fidelity"])
-        return cls(Plan.from_json(data["plan"]), fidelity, data["seed"], data["lr_scale"], data["label"])
+        plan, initial = Plan.from_json(data["plan"]), data.get("initial", "")
+        return cls(plan, fidelity, data["seed"], data["lr_scale"], data["label"], initial)
 
 
 @dataclass(frozen=True, slots=True)

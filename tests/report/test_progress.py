@@ -35,6 +35,30 @@ def test_plain_lines_tell_the_trial_its_cost_score_best_and_time_left():
     assert text[4].startswith("search 1: diverged: the loss is nan [at] step 3")
 
 
+def test_plain_lines_tell_of_a_supernet_at_every_quarter_of_its_steps():
+    lines: list[str] = []
+    reporter = PlainLines(lines.append)
+    reporter.searching(1200, 10)
+    for done in range(1, 11):
+        reporter.step(done, 10)
+    reporter.started(0, "search", REQUEST, 128)
+    reporter.step(10, 10)
+    told = [f"supernet: step {done} of 10" for done in (3, 5, 8, 10)]
+    assert [line[9:] for line in lines[:-1]] == ["supernet of 1,200 choices: at most 10 steps", *told]
+
+
+def test_the_live_display_has_one_bar_for_a_supernet_and_the_trials_after_it():
+    reporter = Live(Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None))
+    with reporter:
+        reporter.searching(1200, 10)
+        reporter.step(4, 10)
+        (bar,) = reporter._progress.tasks
+        assert (bar.description, bar.completed, bar.total) == ("supernet of 1,200 choices", 4, 10)
+        reporter.started(0, "search", REQUEST, 128)
+        (bar,) = reporter._progress.tasks
+        assert bar.description.startswith("search 0")
+
+
 def test_what_comes_from_the_ledger_does_not_count_for_the_time_left():
     lines: list[str] = []
     reporter = PlainLines(lines.append)

@@ -8,7 +8,7 @@ from peftscout.config import StudyConfig
 from peftscout.ledger import Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Plan
-from peftscout.report.summary import share, summarise, verdict
+from peftscout.report.summary import SupernetSpent, share, summarise, verdict
 from peftscout.space import load_space
 from peftscout.strategies.base import Problem
 
@@ -95,7 +95,7 @@ def test_the_summary_counts_everything_that_was_spent_and_every_trial():
         CONFIG, TASK, PROBLEM, [*records, running], best=records[1], baseline=records[0], comparison=c, total=12_000
     )
     spent = {"seconds": 8.0, "forward_backward_passes": 50.0, "tokens": 400, "tokens_per_real_token": 1.25}
-    assert s["spent"] == spent
+    assert s["spent"] == spent | {"supernet": None}
     assert [(t["number"], t["state"], t["score"]) for t in s["trials"]] == [
         (0, "done", 0.7),
         (1, "done", 0.8),
@@ -126,3 +126,18 @@ def test_a_run_that_goes_on_from_a_lower_rung_is_counted_once_as_far_as_it_came(
     assert s["spent"]["forward_backward_passes"] == 12.5 + 30
     assert s["spent"]["seconds"] == 4.0
     assert s["spent"]["tokens"] == 130
+
+
+def test_what_a_supernet_took_is_part_of_what_was_spent():
+    records = [record(0, LORA, 0.7), record(1, OTHER, 0.8)]
+    supernet = SupernetSpent(steps=20, passes=41, seconds=3.5)
+    without, with_it = (
+        summarise(
+            CONFIG, TASK, PROBLEM, records, best=records[1], baseline=records[0], comparison=None, total=12_000,
+            supernet=spent,
+        )["spent"]
+        for spent in (None, supernet)
+    )  # fmt: skip
+    assert with_it["seconds"] == without["seconds"] + 3.5
+    assert with_it["forward_backward_passes"] == without["forward_backward_passes"] + 41
+    assert with_it["supernet"] == {"steps": 20, "passes": 41, "seconds": 3.5}

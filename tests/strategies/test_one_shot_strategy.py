@@ -59,8 +59,13 @@ class Disk:
     def resume(self) -> Kept | None:
         return self.kept
 
+    def keep_slice(self, plan: Plan) -> str:
+        return f"slice {plan.digest}"
 
-def strategy(trials: int | None = 10, alternatives: int = 3, lr_scales=(1.0,), values=None, clear: float = 1.0):
+
+def strategy(
+    trials: int | None = 10, alternatives: int = 3, lr_scales=(1.0,), values=None, clear: float = 1.0, **options
+):
     p = problem(trials=trials, space="lora", budget=1500, lr_scales=lr_scales)
     modules = Modules(p.space)
     if values is None:
@@ -73,7 +78,11 @@ def strategy(trials: int | None = 10, alternatives: int = 3, lr_scales=(1.0,), v
 
     p = replace(p, one_shot=opened)
     search = Counting(modules, values, p.budget.parameters)
-    return p, OneShotStrategy(p, TRAINING, search, label="toy", alternatives=alternatives, keep_every=2), search
+    return (
+        p,
+        OneShotStrategy(p, TRAINING, search, label="toy", alternatives=alternatives, keep_every=2, **options),
+        search,
+    )
 
 
 def test_the_search_runs_once_when_it_is_first_asked() -> None:
@@ -91,6 +100,13 @@ def test_the_first_request_is_the_result_and_the_others_are_alternatives() -> No
     assert requests[0].plan == search.modules.plan(search.select())
     assert len({r.plan for r in requests}) == 4
     assert all(r.plan.cost(p.sites) in p.budget for r in requests)
+
+
+def test_a_warm_start_names_the_slice_of_every_plan_and_changes_nothing_else() -> None:
+    fresh, warm = (strategy(warm_start=warm)[1].ask(10) for warm in (False, True))
+    assert [r.initial for r in fresh] == [""] * 4
+    assert [r.initial for r in warm] == [f"slice {r.plan.digest}" for r in fresh]
+    assert [replace(r, initial="") for r in warm] == list(fresh)
 
 
 def test_no_request_is_lost_when_few_are_asked_for_at_a_time() -> None:

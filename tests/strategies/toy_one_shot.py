@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from peftscout.gates import Gates, Kept, Modules, Step, WeightTraining
+from peftscout.plan import Plan
 
 
 class ToyOneShot:
@@ -95,6 +96,9 @@ class ToyOneShot:
     def keep(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         mine = {"theta": self.theta, "drawn": self.drawn, "products": self.products, "events": self.events}
         self.disk["kept"] = copy.deepcopy((Kept(arrays, facts), mine))
+
+    def keep_slice(self, plan: Plan) -> str:
+        return f"slice of {plan.digest}"
 
     def resume(self) -> Kept | None:
         if "kept" not in self.disk:

@@ -161,9 +161,9 @@ def test_an_adapter_folder_appears_whole_or_not_at_all(evaluator, tmp_path, monk
 
 
 def test_a_fraction_of_the_rows_is_the_same_fraction_every_time(evaluator):
-    rows = evaluator._rows(0.25)
+    rows = evaluator.rows(0.25)
     assert len(rows) == round(0.25 * len(evaluator.data.train))
-    assert [r["input_ids"] for r in rows.features] == [r["input_ids"] for r in evaluator._rows(0.25).features]
+    assert [r["input_ids"] for r in rows.features] == [r["input_ids"] for r in evaluator.rows(0.25).features]
 
 
 def test_the_state_that_scored_best_is_kept_and_not_the_last(make):
@@ -338,3 +338,33 @@ def test_a_head_that_reads_every_row_is_said_and_trains_all_the_same(make, monke
     assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
     assert evaluator(Evaluate(MIXED, Fidelity(2), 0)).done
     assert notes == ["the last block computes every row: the head reads more"]
+
+
+def test_a_trial_starts_from_the_initial_state_that_it_names(make, tmp_path):
+    evaluator = make(tmp_path)
+    states = {}
+
+    def keep(model):
+        states["trained"] = tuner.trainable_state(model)
+
+    first = evaluator(Evaluate(LORA, Fidelity(12), 0), after=keep)
+    name = evaluator.initial.save(states["trained"])
+    fresh, warm = (evaluator(Evaluate(LORA, Fidelity(2), 1, initial=initial)) for initial in ("", name))
+    assert {first.state, fresh.state, warm.state} == {State.DONE}
+    assert warm.curve[0][1] < fresh.curve[0][1]
+
+
+def test_a_trial_without_its_initial_state_fails_and_says_so(make, tmp_path):
+    outcome = make(tmp_path)(Evaluate(LORA, Fidelity(2), 0, initial="0123456789abcdef"))
+    assert outcome.state is State.FAILED
+    assert "initial state 0123456789abcdef: missing or damaged" in outcome.message
+
+
+def test_an_initial_state_of_another_plan_is_refused(make, tmp_path):
+    evaluator = make(tmp_path)
+    other = Plan.of({("layers.0.attention.q", "lora"): 1})
+    with evaluator.adapted(other, seed=0) as model:
+        name = evaluator.initial.save(tuner.trainable_state(model))
+    outcome = evaluator(Evaluate(LORA, Fidelity(2), 0, initial=name))
+    assert outcome.state is State.INFEASIBLE
+    assert "of different plans" in outcome.message

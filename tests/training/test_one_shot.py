@@ -187,9 +187,9 @@ def test_the_second_order_gradient_is_the_slope_of_the_loss_after_a_step(evaluat
 
     weights.net.model.double()  # after which snapshots are doubles too
     before = weights.snapshot()
-    direction = np.random.default_rng(0).standard_normal(len(gates.on))
-    slope = (loss_after_a_step(gates.on + 1e-4 * direction) - loss_after_a_step(gates.on - 1e-4 * direction)) / 2e-4
     first = one_shot.unrolled(gates)
+    direction = first.on / np.linalg.norm(first.on)
+    slope = (loss_after_a_step(gates.on + 1e-4 * direction) - loss_after_a_step(gates.on - 1e-4 * direction)) / 2e-4
     assert float(first.on @ direction) == pytest.approx(slope, rel=2e-2)
 
 
@@ -391,6 +391,8 @@ def test_a_search_that_was_cut_off_goes_on_bit_for_bit(evaluator, tmp_path, stra
     whole, cut = KeptSearch(tmp_path / "whole").load(), KeptSearch(tmp_path / "cut").load()
     assert whole is not None
     assert cut is not None
+    for _, facts, _ in (whole, cut):
+        assert facts.pop("seconds") > 0
     assert whole[1:] == cut[1:]
     assert set(whole[0]) == set(cut[0])
     assert all(np.array_equal(whole[0][name], cut[0][name]) for name in whole[0])
@@ -472,3 +474,33 @@ def test_replacing_settings_of_the_evaluator_does_not_change_the_one_given(evalu
     with one_shot_factory(evaluator, lora_space(evaluator), Path("unused"))(training) as one_shot:
         assert one_shot._weights._base_rates == [3e-4, *[1e-2] * (len(one_shot._weights._base_rates) - 1)]
     assert evaluator.settings.learning_rates == rates
+
+
+def test_a_slice_that_is_kept_is_what_an_evaluation_starts_from(evaluator, one_shot):
+    """It predicts, before its first step, what the supernet predicts with the gates of the plan."""
+    warm(one_shot)
+    modules = one_shot.modules
+    plan = modules.plan({0: 1, 3: 0})
+    name = one_shot.keep_slice(plan)
+    one_shot._weights.net.set_gates(Gates.of_plan(plan, modules))
+    batch = evaluator.check_batch()
+    with torch.no_grad():
+        expected = one_shot._weights.net.model.eval()(**batch).logits
+    one_shot.close()
+    with evaluator.adapted(plan, seed=0) as model:
+        tuner.load_trainable_state(model, evaluator.initial.load(name))
+        with torch.no_grad():
+            assert torch.allclose(model.eval()(**batch).logits, expected, atol=1e-6)
+
+
+def test_seconds_of_a_search_are_those_until_it_was_kept_last(evaluator, tmp_path):
+    for _ in range(2):
+        with one_shot_factory(evaluator, lora_space(evaluator), tmp_path)(TRAINING) as one_shot:
+            one_shot.resume()
+            before = one_shot.seconds
+            warm(one_shot, 1)
+            assert one_shot.seconds == before
+            one_shot.keep({}, {})
+            assert one_shot.seconds > before
+    _, facts, _ = KeptSearch(tmp_path).load()
+    assert facts["seconds"] == one_shot.seconds

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftscout import tuner
 from peftscout.backbone import load_backbone
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
@@ -178,3 +179,14 @@ def test_the_tokens_of_a_step_bound_a_stack(make, monkeypatch):
     tokens = 16 * evaluator.data.train.lengths.mean()
     monkeypatch.setitem(stack_evaluator.SWEET_SPOT, "cpu", int(3.5 * tokens))
     assert capacity(evaluator) == 3
+
+
+def test_plans_of_a_stack_start_from_the_initial_states_that_they_name(make):
+    evaluator = make()
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    trained = requests(PLANS, steps=4)
+    evaluate_together(evaluator, trained, after=lambda n, model: states.update({n: tuner.trainable_state(model)}))
+    named = [replace(r, initial=evaluator.initial.save(states[n])) for n, r in enumerate(trained[:2])]
+    asked = [*named, trained[2]]
+    for ours, theirs in zip(evaluate_together(evaluator, asked), map(evaluator, asked), strict=True):
+        assert_alike(ours, theirs)

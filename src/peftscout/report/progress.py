@@ -29,8 +29,11 @@ class Reporter(AbstractContextManager["Reporter"], Protocol):
     def started(self, number: int, stage: Stage, request: Evaluate, cost: int) -> None:
         """An evaluation begins."""
 
+    def searching(self, choices: int, steps: int) -> None:
+        """A supernet of so many choices is going to be trained, for at most ``steps``."""
+
     def step(self, done: int, total: int) -> None:
-        """The running evaluation has taken ``done`` of ``total`` steps."""
+        """The running evaluation, or supernet, has taken ``done`` of ``total`` steps."""
 
     def finished(self, record: Record, best: float | None, recalled: bool) -> None:
         """An evaluation ended, or its outcome was taken from the ledger; ``best`` is the best score in the budget."""
@@ -54,6 +57,9 @@ class Silent:
     def started(self, number: int, stage: Stage, request: Evaluate, cost: int) -> None:
         """Nothing."""
 
+    def searching(self, choices: int, steps: int) -> None:
+        """Nothing."""
+
     def step(self, done: int, total: int) -> None:
         """Nothing."""
 
@@ -67,6 +73,7 @@ class PlainLines(Silent):
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
         self._pace = _Pace()
+        self._quarters: int | None = None  # of the supernet's steps that were told; None: no supernet is trained
 
     def note(self, text: str) -> None:
         """One line."""
@@ -76,8 +83,20 @@ class PlainLines(Silent):
         """Remember the total for the time left."""
         self._pace.total = evaluations
 
+    def searching(self, choices: int, steps: int) -> None:
+        """One line now, and one after every quarter of the steps."""
+        self._line(f"supernet of {choices:,} choices: at most {steps:,} steps")
+        self._quarters = 0
+
+    def step(self, done: int, total: int) -> None:
+        """A line when a quarter of a supernet's steps is done; of an evaluation only its end is told."""
+        if self._quarters is not None and (quarters := 4 * done // total) > self._quarters:
+            self._quarters = quarters
+            self._line(f"supernet: step {done:,} of {total:,}")
+
     def started(self, number: int, stage: Stage, request: Evaluate, cost: int) -> None:
         """One line."""
+        self._quarters = None
         self._line(f"{stage} {number}: {request.label or 'plan'}, {cost:,} parameters, lr x{request.lr_scale:g}")
 
     def finished(self, record: Record, best: float | None, recalled: bool) -> None:
@@ -125,10 +144,17 @@ class Live(Silent):
 
     def started(self, number: int, stage: Stage, request: Evaluate, cost: int) -> None:
         """A new bar for the evaluation."""
+        self._bar(f"{stage} {number}: {request.label or 'plan'}, {cost:,} parameters", request.fidelity.steps)
+
+    def searching(self, choices: int, steps: int) -> None:
+        """A new bar for the supernet."""
+        self._bar(f"supernet of {choices:,} choices", steps)
+
+    def _bar(self, text: str, steps: int) -> None:
+        """Show this bar in the place of the one before."""
         if self._trial is not None:
             self._progress.remove_task(self._trial)
-        text = f"{stage} {number}: {request.label or 'plan'}, {cost:,} parameters"
-        self._trial = self._progress.add_task(escape(text), total=request.fidelity.steps)
+        self._trial = self._progress.add_task(escape(text), total=steps)
 
     def step(self, done: int, total: int) -> None:
         """Move the bar of the evaluation."""

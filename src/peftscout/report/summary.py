@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from peftscout.comparison import LEVEL, Comparison, Scores
@@ -12,6 +13,21 @@ from peftscout.report.plan_words import describe
 from peftscout.strategies.base import Problem
 from peftscout.study import SCHEMA
 from peftscout.tasks import Task
+
+
+@dataclass(frozen=True)
+class SupernetSpent:
+    """What a one-shot search took before there were plans to evaluate.
+
+    Attributes:
+        steps: optimiser steps of the supernet's weights.
+        passes: forward-backward passes.
+        seconds: wall time.
+    """
+
+    steps: int = 0
+    passes: int = 0
+    seconds: float = 0.0
 
 
 def summarise(
@@ -24,6 +40,7 @@ def summarise(
     baseline: Record,
     comparison: Comparison | None,
     total: int,
+    supernet: SupernetSpent | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a finished study as plain data.
 
@@ -36,6 +53,7 @@ def summarise(
         baseline: likewise of uniform LoRA.
         comparison: on the report split, or ``None`` when there was none.
         total: parameters of the backbone.
+        supernet: what the one-shot search took, where there was one.
     """
     return {
         "schema": SCHEMA,
@@ -51,18 +69,19 @@ def summarise(
         "baseline": _contender(baseline),
         "final": None if comparison is None else _final(comparison),
         "verdict": verdict(task, problem, best, baseline, comparison, total),
-        "spent": _spent(records),
+        "spent": _spent(records, supernet or SupernetSpent()),
     }
 
 
-def _spent(records: Sequence[Record]) -> dict[str, Any]:
-    """Sum up what was computed; a run that went on from a lower rung counts once, as far as it came."""
+def _spent(records: Sequence[Record], supernet: SupernetSpent) -> dict[str, Any]:
+    """Sum up what was computed, by a supernet too; a run that went on from a lower rung counts once, with its end."""
     outcomes = [(r.request.course, r.outcome) for r in records if r.outcome is not None]
     furthest = dict(sorted(outcomes, key=lambda entry: entry[1].steps))
     computed, real = (sum(getattr(o, name) for o in furthest.values()) for name in ("tokens", "real_tokens"))
     return {
-        "seconds": sum(outcome.seconds for _, outcome in outcomes),
-        "forward_backward_passes": sum(o.passes for o in furthest.values()),
+        "seconds": sum(outcome.seconds for _, outcome in outcomes) + supernet.seconds,
+        "forward_backward_passes": sum(o.passes for o in furthest.values()) + supernet.passes,
+        "supernet": asdict(supernet) if supernet.passes else None,
         "tokens": computed,
         "tokens_per_real_token": computed / real if real else None,
     }

@@ -49,7 +49,13 @@ def bipeft(problem: Problem, options: BipeftOptions | None = None) -> Strategy:
     search = BipeftSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o)
     training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, True, o.validation_share)
     return OneShotStrategy(
-        problem, training, search, label="bipeft", alternatives=o.alternatives, keep_every=o.keep_every
+        problem,
+        training,
+        search,
+        label="bipeft",
+        alternatives=o.alternatives,
+        keep_every=o.keep_every,
+        warm_start=o.warm_start,
     )
 
 

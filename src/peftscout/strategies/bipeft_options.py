@@ -44,6 +44,7 @@ class BipeftOptions:
         certain_triggers: triggers before the end from which on every module that is left counts whole.
         alternatives: plans asked for besides the result.
         keep_every: iterations between two saves.
+        warm_start: whether the results are trained on from their weights in the supernet, not from fresh ones.
 
     Raises:
         ConfigError: on an impossible value.
@@ -73,6 +74,7 @@ class BipeftOptions:
     certain_triggers: int = 10
     alternatives: int = 3
     keep_every: int = 50
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         orders = ("alternating", "joint", "binary_first", "dimension_first")

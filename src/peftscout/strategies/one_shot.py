@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, Protocol
 
@@ -69,6 +70,10 @@ class OneShot(Protocol):
 
     def resume(self) -> Kept | None:
         """Return what was kept last, everything else being back where it was then; ``None``: start afresh."""
+        ...
+
+    def keep_slice(self, plan: Plan) -> str:
+        """Keep the weights of ``plan`` for evaluations to start from; return their name (`Evaluate.initial`)."""
         ...
 
     def log(self, event: Mapping[str, Any]) -> None:
@@ -134,6 +139,7 @@ class OneShotStrategy:
         label: of the requests.
         alternatives: how many at most.
         keep_every: iterations between two saves.
+        warm_start: whether the results are trained on from the supernet's weights, and not from fresh ones.
 
     Raises:
         ConfigError: when the problem comes without a supernet.
@@ -149,13 +155,14 @@ class OneShotStrategy:
         label: str,
         alternatives: int,
         keep_every: int,
+        warm_start: bool = False,
     ) -> None:
         require_affordable(problem)
         if problem.one_shot is None:
             raise ConfigError(f"strategy {label!r}: needs a supernet, which this problem comes without")
         self._problem, self._open, self._training = problem, problem.one_shot, training
         self._search, self._label = search, label
-        self._alternatives, self._keep_every = alternatives, keep_every
+        self._alternatives, self._keep_every, self._warm_start = alternatives, keep_every, warm_start
         self._requests: Iterator[Evaluate] | None = None
 
     def ask(self, capacity: int) -> Sequence[Evaluate]:
@@ -163,7 +170,10 @@ class OneShotStrategy:
         if self._requests is None:
             with self._open(self._training) as one_shot:
                 run(self._search, one_shot, self._keep_every)
-            self._requests = self._results()
+                results = list(self._results())
+                if self._warm_start:
+                    results = [replace(result, initial=one_shot.keep_slice(result.plan)) for result in results]
+            self._requests = iter(results)
         return list(islice(self._requests, capacity))
 
     def tell(self, request: Evaluate, outcome: Outcome) -> None:

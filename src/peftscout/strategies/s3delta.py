@@ -56,6 +56,7 @@ class S3DeltaOptions:
         log_every: iterations between two entries of the event log.
         alternatives: plans asked for besides the result.
         keep_every: iterations between two saves.
+        warm_start: whether the results are trained on from their weights in the supernet, not from fresh ones.
 
     Raises:
         ConfigError: on an impossible value.
@@ -75,6 +76,7 @@ class S3DeltaOptions:
     log_every: int = 10
     alternatives: int = 3
     keep_every: int = 50
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         if self.selection not in ("greedy", "knapsack"):
@@ -110,7 +112,13 @@ def s3delta(problem: Problem, options: S3DeltaOptions | None = None) -> Strategy
         steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, validation_share=o.validation_share
     )
     return OneShotStrategy(
-        problem, training, search, label="s3delta", alternatives=o.alternatives, keep_every=o.keep_every
+        problem,
+        training,
+        search,
+        label="s3delta",
+        alternatives=o.alternatives,
+        keep_every=o.keep_every,
+        warm_start=o.warm_start,
     )
 
 

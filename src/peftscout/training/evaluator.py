@@ -26,6 +26,7 @@ from peftscout.training.batches import BatchMaker
 from peftscout.training.device import Device
 from peftscout.training.dropout import lowest_tuned_block, set_training
 from peftscout.training.forward import Forward
+from peftscout.training.initial_states import InitialStates
 from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
 from peftscout.training.one_row import one_row
@@ -86,6 +87,7 @@ class Evaluator:
         tokenizer = backbone.tokenizer
         self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
         self.paused = PausedTrials(None if folder is None else folder / "paused")
+        self.initial = InitialStates(None if folder is None else folder / "initial")
         cache = None
         if folder is not None and settings.cache_bytes > 0:
             cache = ActivationCache(folder / "activations", settings.cache_bytes)
@@ -151,6 +153,8 @@ class Evaluator:
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:
         settings = self.settings
+        if request.initial:
+            tuner.load_trainable_state(model, self.initial.load(request.initial))
         trial = Trial(
             parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
             request.fidelity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from peftscout import tuner
 from peftscout.errors import StudyError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
+from peftscout.plan import Plan
 from peftscout.space import Space
 from peftscout.supernet import Leaves, Supernet
 from peftscout.training.dropout import set_training
@@ -50,6 +52,12 @@ class SupernetInTraining:
     """The supernet of a space, its weights, their optimiser and the order of the data.
 
     It is built at the first pass, so that a finished search can be read without building anything.
+
+    Attributes:
+        modules: of the space.
+        steps: optimiser steps of the weights so far.
+        passes: forward-backward passes so far.
+        seconds: wall time until what was kept last, that of the runs before included.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class SupernetInTraining:
         self._events: list[Mapping[str, Any]] = []
         self.steps = 0
         self.passes = 0
+        self.seconds, self._counted_until = 0.0, time.perf_counter()
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -230,6 +239,10 @@ class SupernetInTraining:
             np.bincount(weights.owner, cosine, minlength=modules) / counts,
         )
 
+    def keep_slice(self, plan: Plan) -> str:
+        """Keep the weights of ``plan`` as an initial state; return its name (`Evaluate.initial`)."""
+        return self._evaluator.initial.save(self._weights.net.slice(plan))
+
     # -- keeping ------------------------------------------------------------------------------------------------------
 
     def log(self, event: Mapping[str, Any]) -> None:
@@ -242,7 +255,9 @@ class SupernetInTraining:
         everything |= self._weights.state() if self._built is not None else (self._pending or {})
         for split, products in self._products.items():
             everything |= {f"products/{split}/{n}": t.cpu().numpy() for n, t in products.items()}
-        here = {"steps": self.steps, "passes": self.passes, "drawn": self._rows.drawn}
+        now = time.perf_counter()
+        self.seconds, self._counted_until = self.seconds + now - self._counted_until, now
+        here = {"steps": self.steps, "passes": self.passes, "seconds": self.seconds, "drawn": self._rows.drawn}
         self._kept.save(everything, {"strategy": dict(facts), **here}, self._events)
 
     def resume(self) -> Kept | None:
@@ -251,6 +266,7 @@ class SupernetInTraining:
             return None
         arrays, facts, self._events = found
         self.steps, self.passes = facts["steps"], facts["passes"]
+        self.seconds, self._counted_until = facts["seconds"], time.perf_counter()
         self._rows.skip(facts["drawn"])
         for split in self._products:
             self._products[split] = {

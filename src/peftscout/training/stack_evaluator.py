@@ -123,6 +123,8 @@ def _built(evaluator: Evaluator, requests: Sequence[Evaluate]) -> Iterator[Stack
 
 
 def _trial(evaluator: Evaluator, stack: Stack, slot: int, request: Evaluate) -> Trial:
+    if request.initial:
+        stack.load_trainable_state(slot, evaluator.initial.load(request.initial))
     return Trial(
         parameter_groups(stack.parameters_by_op(slot), evaluator.settings, request.lr_scale),
         request.fidelity,
