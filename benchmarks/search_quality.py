@@ -38,16 +38,12 @@ from peftscout.training.one_shot import one_shot_factory
 
 RESULTS = Path(__file__).parent / "results" / "search_quality.csv"
 COLUMNS = (
-    "task", "budget", "seed", "contender", "space", "cost", "score", "loss", "steps", "lr_scale", "train_seconds",
-    "search_seconds", "plan",
+    "task", "budget", "seed", "contender", "space", "cost", "score", "loss", "steps", "train_seconds", "search_seconds",
+    "plan",
 )  # fmt: skip
 TASKS = ("sst2", "cola", "stsb")
 BUDGETS = ("0.02%", "0.1%", "0.5%")
 STEPS, ROWS, SEARCH_ROWS = 110, 1500, 500
-LR_SCALES = (1.0, 3.0)
-"""Every plan is trained with both, and the better score counts, as in the final comparison of a study: in runs as short
-as these LoRA needs the larger one, and biases and norms do not train at all with it. Supernets have the default rates.
-"""
 RANDOM_PLANS = 8
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "bipeft": ("bipeft", {}),
@@ -124,12 +120,10 @@ def measure(cell: Cell, problem: Problem, evaluator: Evaluator) -> dict[str, Any
     """Return the row of a cell."""
     plan, search_seconds = plan_of(cell, problem, evaluator)
     started = time.process_time()
-    tried = {scale: evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed, scale)) for scale in LR_SCALES}
-    seconds = (time.process_time() - started) / len(tried)
-    done = {scale: outcome for scale, outcome in tried.items() if outcome.score is not None}
-    if not done:
-        raise RuntimeError(f"{cell}: {'; '.join(f'{o.state}: {o.message}' for o in tried.values())}")
-    lr_scale, outcome = max(done.items(), key=lambda item: item[1].score or 0.0)
+    outcome = evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed))
+    seconds = time.process_time() - started
+    if outcome.score is None:
+        raise RuntimeError(f"{cell}: {outcome.state}: {outcome.message}")
     return {
         **dict(zip(COLUMNS, cell.key, strict=False)),
         "space": problem.space.name,
@@ -137,7 +131,6 @@ def measure(cell: Cell, problem: Problem, evaluator: Evaluator) -> dict[str, Any
         "score": f"{outcome.score:.5f}",
         "loss": f"{outcome.metrics['loss']:.5f}",
         "steps": STEPS,
-        "lr_scale": lr_scale,
         "train_seconds": f"{seconds:.1f}",
         "search_seconds": f"{search_seconds:.1f}",
         "plan": str(plan),

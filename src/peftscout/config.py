@@ -75,19 +75,20 @@ class DataConfig(_Section):
 class LearningRates(_Section):
     """Learning rate of each op family at ``lr_scale`` 1.
 
-    The defaults are starting points from each family's papers (``docs/training.md``), not measured optima; the search
-    and the final comparison tune one factor on all of them, so their ratios are what they decide.
+    ``None`` is a rate that follows from the model's width (`peftscout.training.schedule.rates_at`). Where the others
+    come from: ``docs/training.md``. The search and the final comparison tune one factor on all of them, so their ratios
+    are what they decide.
     """
 
-    lora: float = Field(default=1e-3, gt=0)
+    lora: float | None = Field(default=None, gt=0)
     bias: float = Field(default=5e-3, gt=0)
-    scale: float = Field(default=5e-3, gt=0)
-    norm: float = Field(default=5e-3, gt=0)
-    serial: float = Field(default=1e-3, gt=0)
-    parallel: float = Field(default=1e-3, gt=0)
-    lowrank_adapter: float = Field(default=1e-3, gt=0)
+    scale: float = Field(default=1e-2, gt=0)
+    norm: float = Field(default=1e-2, gt=0)
+    serial: float | None = Field(default=None, gt=0)
+    parallel: float | None = Field(default=None, gt=0)
+    lowrank_adapter: float | None = Field(default=None, gt=0)
     prefix: float = Field(default=3e-2, gt=0)
-    head: float = Field(default=1e-3, gt=0)
+    head: float = Field(default=3e-3, gt=0)
 
 
 class TrainingConfig(_Section):

@@ -23,6 +23,7 @@ from peftscout.study import Header, read_header, versions
 from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
 from peftscout.training.evaluator import EncodedTask, Evaluator
+from peftscout.training.schedule import rates_at
 from peftscout.training.settings import TrainingSettings
 
 
@@ -142,7 +143,7 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
     data = EncodedTask(task, encode_split(prepared, task.train, cache), encode_split(prepared, task.search, cache))
     t = config.training
     settings = TrainingSettings(
-        learning_rates=t.learning_rates.model_dump(),
+        learning_rates=rates_at(backbone.model.config.get_text_config().hidden_size, t.learning_rates.model_dump()),
         batch_size=t.batch_size,
         eval_batch_size=t.eval_batch_size,
         weight_decay=t.weight_decay,

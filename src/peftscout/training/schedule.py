@@ -11,6 +11,21 @@ from torch import nn
 from peftscout.outcome import Fidelity
 from peftscout.training.settings import TrainingSettings
 
+MATRIX_RATE, AT_WIDTH = 3e-3, 384
+"""Learning rate of matrices between layers, and the width of the model (MiniLM) that it was measured on."""
+
+HIGHEST_MATRIX_RATE = 1e-2
+
+
+def rates_at(width: int, rates: Mapping[str, float | None]) -> dict[str, float]:
+    """Fill in the learning rates that are ``None``: `MATRIX_RATE` at `AT_WIDTH`, and inversely to the model's width.
+
+    So it goes with Adam for matrices between layers, whose products sum over a width (Yang et al. 2022, Tensor Programs
+    V, table 3): 3e-3 at 384, 1.5e-3 at 768, 2.8e-4 at 4,096.
+    """
+    of_matrices = min(HIGHEST_MATRIX_RATE, MATRIX_RATE * AT_WIDTH / width)
+    return {op: of_matrices if rate is None else rate for op, rate in rates.items()}
+
 
 def parameter_groups(
     by_op: Mapping[str, Sequence[nn.Parameter]], settings: TrainingSettings, lr_scale: float
