@@ -35,7 +35,7 @@ def search_command(model: Path, out: Path) -> list[str]:
         *("peftscout", "search", str(model), "--budget", "0.35%", "--data", str(out / "data")),
         *("--strategy", "random", "--trials", "6", "--steps", "60", "--final-seeds", "2"),
         *("--set", "training.batch_size=16", "--set", "training.evaluations=1"),
-        *("--set", "lr_scales=[3]", "--set", "final.lr_scales=[3]", "--study", str(out / "study")),
+        *("--set", "final.lr_scales=[1]", "--study", str(out / "study")),
     ]
 
 
