@@ -27,10 +27,7 @@ NEW_DOCSTRINGS = (
 
 
 def search_command(model: Path, out: Path) -> list[str]:
-    """Return the command that finds, trains and compares: what a user would type, sized for two cores.
-
-    So few steps want learning rates above the defaults, in the search and, to be fair, for the baseline at the end.
-    """
+    """Return the command that finds, trains and compares: what a user would type, sized for two cores."""
     return [
         *("peftscout", "search", str(model), "--budget", "0.35%", "--data", str(out / "data")),
         *("--strategy", "random", "--trials", "6", "--steps", "60", "--final-seeds", "2"),
