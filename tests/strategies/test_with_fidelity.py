@@ -50,7 +50,7 @@ def test_strategies_with_a_supernet_or_a_race_of_their_own_are_refused_with_the_
         (
             "havling",
             {},
-            r"fidelity 'havling': not known \(did you mean 'halving'\?\); there are full, halving, one-epo",
+            r"fidelity 'havling': not known \(did you mean 'halving'\?\); there are full, halving, early-stop, one-epo",
         ),
         ("full", {"eta": 3}, r"fidelity_options.eta: fidelity 'full' does not know it; it has no options"),
         ("halving", {"etta": 3}, r"fidelity_options.etta: .*did you mean 'eta'.*; its options are eta, r_min, rank_by"),
