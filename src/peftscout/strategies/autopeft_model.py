@@ -24,6 +24,9 @@ FITS = {"map": fit_dimension_scaled, "saas": fit_saas}
 FAILURES = frozenset({State.DIVERGED, State.OUT_OF_MEMORY, State.FAILED, State.INFEASIBLE})
 """States that speak against a region of the space. A pruned run does not: it was merely not good enough."""
 
+NEAREST_RISES = 5
+"""Full trainings that say how much a run would still have risen."""
+
 LEAST_RISES = 3
 """Full trainings with a score at a rung, without which nothing is inferred from runs that were stopped there."""
 
@@ -120,7 +123,8 @@ class Model:
         """Return the runs that were stopped at a rung, each with the final score that is expected of it.
 
         Without them the surrogate would know nothing of where runs are not worth finishing, and propose it again. What
-        is expected is the score at the rung plus the median rise from there to the end of those that were not stopped.
+        is expected is the score at the rung plus the median rise from there to the end, of those full trainings that
+        stood nearest at the rung.
         """
         ended = [Course.of(t.outcome) for t in self.learnable(told)]
         expected = []
@@ -129,9 +133,10 @@ class Model:
             if t.point is None or t.outcome.state is not State.PRUNED or not rungs:
                 continue
             last = max(rungs)
-            rises = [c.score - c.rungs[last] for c in ended if c.score is not None and last in c.rungs]
-            if len(rises) >= LEAST_RISES:
-                expected.append((t, rungs[last] + float(np.median(rises))))
+            rises = {c.rungs[last]: c.score - c.rungs[last] for c in ended if c.score is not None and last in c.rungs}
+            nearest = sorted(rises, key=lambda score: abs(score - rungs[last]))[:NEAREST_RISES]
+            if len(nearest) >= LEAST_RISES:
+                expected.append((t, rungs[last] + float(np.median([rises[score] for score in nearest]))))
         return expected
 
     def acquisition(self, told: Sequence[Told], reference_score: float) -> Acquisition:

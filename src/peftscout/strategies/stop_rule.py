@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from peftscout.outcome import Outcome
+from peftscout.outcome import Outcome, State
 from peftscout.strategies.multi_fidelity_options import EarlyStopOptions
 from peftscout.strategies.partial_runs import band_of
 from peftscout.strategies.rank_agreement import Agreement, Band, rank_agreement
@@ -65,7 +65,7 @@ class StopRule:
     def learn(self, outcome: Outcome) -> None:
         """Take note of a full training's outcome, or of one that was pruned; others teach nothing."""
         course = Course.of(outcome)
-        if course.score is not None or course.rungs:
+        if outcome.done or (outcome.state is State.PRUNED and course.rungs):
             self.courses.append(course)
 
     def agreement(self, step: int) -> Agreement:
