@@ -171,6 +171,19 @@ def test_asking_one_by_one_or_at_once_is_the_same():
         assert [r for _ in range(3) for r in one.ask(1)] == list(many.ask(3))
 
 
+def test_no_more_than_the_design_is_asked_for_before_it_taught_anything():
+    p = on(autopeft_space(), trials=30)
+    strategy = quick(p)
+    first = Evaluate(p.baseline, p.fidelity, p.seed)
+    strategy.tell(first, noisy(p, first))
+    designed = list(strategy.ask(16))
+    assert len(designed) == QUICK.initial - 1
+    assert not strategy.ask(16)
+    for request in designed:
+        strategy.tell(request, noisy(p, request))
+    assert {r.label for r in strategy.ask(16)} == {"autopeft"}
+
+
 def test_running_requests_are_not_asked_again_and_steer_the_next_elsewhere():
     p = on(autopeft_space(), trials=None)
     strategy = quick(p)
@@ -415,12 +428,14 @@ def test_a_smaller_budget_starts_from_what_a_larger_one_observed():
 
 
 def test_what_was_observed_elsewhere_helps_early():
-    p = on(layerwise_space(4), trials=30)
+    p = on(layerwise_space(4), trials=20)
+    source = drive(quick, p, noisy)
     gains = []
     for seed in (7, 8, 9):
         target = dataclasses.replace(p, seed=seed, trials=6)
-        heir = drive(quick, observing(p, drive(quick, p, noisy), seed=seed, trials=6), noisy)[1:]
-        gains.append(volume(target, heir) - volume(target, drive(quick, target, noisy)[1:]))
+        heir = drive(quick, observing(target, source), noisy)[1:]
+        alone = drive(quick, target, noisy)[1:]
+        gains.append(volume(p, [*source, *heir]) - volume(p, [*source, *alone]))
     assert np.mean(gains) > 0
 
 

@@ -121,7 +121,7 @@ class AutoPeft:
     def ask(self, capacity: int) -> Sequence[Evaluate]:
         """Return up to ``capacity`` new requests: of the initial design, then where expected improvement is largest."""
         requests: list[Evaluate] = []
-        while len(requests) < capacity and not self._out_of_trials:
+        while len(requests) < capacity and not (self._out_of_trials or self._design_is_asked):
             request = self._next_of_design() if self._designing else self._next_of_model()
             if request is None:
                 break
@@ -203,6 +203,11 @@ class AutoPeft:
         """Whether the surrogate has too little to go on: fewer outcomes than planned, or hardly a score among them."""
         known = self._known
         return len(known) < self._initial or len(self._model.learnable(known)) < self.options.least_scores
+
+    @property
+    def _design_is_asked(self) -> bool:
+        """Whether the rest of the design is running: more of it would be asked for without knowing what it taught."""
+        return self._designing and bool(self._running) and len(self._known) + len(self._running) >= self._initial
 
     @cached_property
     def _design(self) -> Iterator[Points]:
