@@ -199,7 +199,7 @@ def figure(rows: Sequence[Row], out: Path) -> None:
             for n, one in enumerate(by_seed.values() if of == task else ()):
                 _draw(panel, evaluated(one), colours[contender], contender if n == 0 else None, int(one[0]["budget"]))
         panel.set(xscale="log", xlabel="trainable parameters, head apart", ylabel="score, search split", title=task)
-        panel.legend(loc="lower right")
+        panel.legend(loc="upper left")
     drawing.savefig(out, dpi=150)
     plt.close(drawing)
 

@@ -246,7 +246,8 @@ def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record)
     if not config.final.seeds or not _outcome(baseline).done:
         return None
     rows = encode_split(prepared, task.report.unlock(), runner.study.folder / "cache")
-    fidelity = Fidelity(config.final.steps) if config.final.steps else prepared.fidelity
+    searched = replace(prepared.fidelity, data_fraction=1.0)
+    fidelity = Fidelity(config.final.steps) if config.final.steps else searched
 
     def keep(model: Any, folder: Path) -> None:
         save_file({"predictions": runner.evaluator.predict(model, rows)}, folder / "predictions.safetensors")

@@ -133,9 +133,10 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
     if config.export == "lora":
         space = space.for_export_lora()
     baseline = lora_on_query_value(model_map.sites, budget)
-    fidelity = Fidelity(_steps(config, len(task.train)))
+    rows = max(1, round(config.data_fraction * len(task.train)))
+    fidelity = Fidelity(_steps(config, rows), config.data_fraction)
     if multi_fidelity is not None:
-        epoch = math.ceil(len(task.train) / config.training.batch_size)
+        epoch = math.ceil(rows / config.training.batch_size)
         fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, Accelerator().device)
     return Prepared(config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic)
