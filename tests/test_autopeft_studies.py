@@ -31,7 +31,7 @@ CHOSEN = {
     "steps": 4,
     "strategy_options": {"initial": 4, "random_starts": 16, "starts": 3},
     "final": {"seeds": 0},
-    "training": {"threads": 1, "batch_size": 16},
+    "training": {"threads": 1, "batch_size": 16, "precision": "fp32"},
 }
 STOPPING = {
     "fidelity": "early-stop",
