@@ -176,7 +176,8 @@ def table(ours: str = "autopeft") -> None:
         for method in methods:
             runs = shares.get((name, method), {})
             values = list(runs.values())
-            cell = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} ({len(values)})" if len(values) > 1 else "-"
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cell = f"{np.mean(values):.3f}{spread} ({len(values)})" if values else "-"
             cells.append(f"**{cell}**" if method == ours else cell)
         print(f"| {name} | " + " | ".join(cells) + " |")
     print("| CPU s an evaluation | " + " | ".join(f"{np.mean(cpu[m]):.2f}" for m in methods) + " |")

@@ -35,7 +35,7 @@ from tiny_task import save_tiny_model, write_task
 QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
 SUMMARY_KEYS = {
     "schema", "model", "task", "metric", "labels", "budget", "strategy", "space", "trials", "best", "baseline", "final",
-    "verdict", "spent",
+    "verdict", "spent", "rungs", "from_study",
 }  # fmt: skip
 
 
@@ -336,6 +336,15 @@ def test_what_does_not_go_with_rungs_is_refused_before_anything_is_written(model
         with pytest.raises(ConfigError, match=message):
             peftscout.search(model, data, budget="5%", study=tmp_path / "s", **{**QUICK, **changes})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_search_may_use_a_share_of_the_rows_and_the_final_comparison_uses_all(model, data, tmp_path):
+    settings = {**QUICK, "trials": 2, "steps": None, "data_fraction": 0.5, "training": {"batch_size": 2}}
+    peftscout.search(model, data, budget="5%", study=tmp_path / "s", **settings)
+    fidelities = {(r.stage, r.request.fidelity.data_fraction) for r in read_records(tmp_path / "s")}
+    assert fidelities == {("search", 0.5), ("final", 1.0)}
+    rows = json.loads((tmp_path / "s" / "study.json").read_text())["data"]["splits"]["train"]["rows"]
+    assert {r.request.fidelity.steps for r in read_records(tmp_path / "s")} == {round(3 * rows / 2 / 2)}
 
 
 def test_a_study_goes_on_with_the_arithmetic_it_began_with(model, data, tmp_path, monkeypatch):

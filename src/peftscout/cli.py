@@ -83,7 +83,10 @@ def search(
     strategy: Annotated[str | None, typer.Option(help="Search strategy.")] = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations in all, the baseline among them.")] = None,
     steps: Steps = None,
-    fidelity: Annotated[str | None, typer.Option(help="Training that plans get: full, halving or one-epoch.")] = None,
+    fidelity: Annotated[
+        str | None, typer.Option(help="Training of plans: full, halving, early-stop or one-epoch.")
+    ] = None,
+    from_study: Annotated[Path | None, typer.Option(help="Begin with what this other study has found.")] = None,
     time: Annotated[str | None, typer.Option(help="Start no new evaluation after this time: 90s, 30m, 1h.")] = None,
     final_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the comparison at the end.")] = None,
     seed: Seed = None,
@@ -108,6 +111,7 @@ def search(
         "trials": trials,
         "steps": steps,
         "fidelity": fidelity,
+        "from_study": from_study,
         "time": time,
         "final": {"seeds": final_seeds},
         "export": export,

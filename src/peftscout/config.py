@@ -151,8 +151,12 @@ class StudyConfig(_Section):
         strategy_options: options of that strategy.
         trials: evaluations in all, the baseline (trial 0) among them; with rungs, what as many full trainings cost.
         fidelity: how much training plans get: ``full``; ``halving`` (successive halving: the best third at each rung
-            goes on); ``one-epoch`` (the best after one epoch go on).
+            goes on); ``early-stop`` (what cannot enter the front any more is stopped); ``one-epoch`` (the best after
+            one epoch go on).
         fidelity_options: options of that fidelity.
+        from_study: folder of another study, finished or not, on the same model: of the same task, split and training,
+            its evaluations are known from the start; of another, they are a prior. For the strategy ``autopeft``.
+        data_fraction: share of the training rows that evaluations of the search use; the final comparison uses all.
         steps: optimiser steps of an evaluation; ``None``: three passes over the training rows, within 50 to 500 steps.
         time: seconds after which no new evaluation is started.
         seed: of the search; the final seeds follow from it.
@@ -173,8 +177,10 @@ class StudyConfig(_Section):
     strategy: str = "random"
     strategy_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)
-    fidelity: Literal["full", "halving", "one-epoch"] = "full"
+    fidelity: Literal["full", "halving", "early-stop", "one-epoch"] = "full"
     fidelity_options: dict[str, Any] = Field(default_factory=dict)
+    from_study: Path | None = None
+    data_fraction: float = Field(default=1.0, gt=0, le=1)
     steps: int | None = Field(default=None, ge=1)
     time: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
     seed: int = Field(default=0, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,6 +45,9 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
     with Study(folder, prepared.header(), prepared.config.storage) as study, reporter, loaded_for_good():
         for note in prepared.task.notes:
             reporter.note(note)
+        if prepared.earlier is not None:
+            prepared.earlier.save(folder)
+            reporter.note(prepared.earlier.note)
         runner = Runner(study, make_evaluator(prepared, folder / "cache", reporter.note), reporter)
         best, baseline = _search(prepared, runner)
         best, baseline = _tune(prepared, runner, best, baseline)
@@ -58,6 +62,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
             comparison=comparison,
             total=prepared.backbone.model_map.total,
             supernet=runner.supernet,
+            earlier=prepared.earlier,
         )
         write_json(folder / "summary.json", summary)
         return summary
@@ -165,8 +170,29 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
         if (note := getattr(strategy, "note", None)) != noted and note is not None:
             runner.reporter.note(note)
             noted = note
+    if (earlier := _best_observed(problem, records)) is not None:
+        records += runner.together([earlier], "search")
     runner.reporter.planned(len(records) + later)
     return _best_of(records), records[0]
+
+
+def _best_observed(problem: Problem, records: list[Record]) -> Evaluate | None:
+    """Return the best that another study observed within this budget, where nothing here came up to it.
+
+    It is trained here once, so that the study has its adapter and its score by its own seed.
+    """
+    scores = [score for r in records if (score := _outcome(r).score) is not None]
+    usable = [
+        (outcome.score, -outcome.cost, request)
+        for request, outcome in problem.observed
+        if outcome.score is not None and outcome.cost in problem.budget and request.fidelity == problem.fidelity
+    ]
+    if not usable:
+        return None
+    score, _, request = max(usable, key=lambda row: row[:2])
+    if score <= max(scores, default=-math.inf) or any(r.request.plan == request.plan for r in records):
+        return None
+    return replace(request, seed=problem.seed, label=f"{request.label}, from the other study")
 
 
 def _trials_are_up(prepared: Prepared, records: list[Record]) -> bool:
@@ -220,7 +246,8 @@ def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record)
     if not config.final.seeds or not _outcome(baseline).done:
         return None
     rows = encode_split(prepared, task.report.unlock(), runner.study.folder / "cache")
-    fidelity = Fidelity(config.final.steps) if config.final.steps else prepared.fidelity
+    searched = replace(prepared.fidelity, data_fraction=1.0)
+    fidelity = Fidelity(config.final.steps) if config.final.steps else searched
 
     def keep(model: Any, folder: Path) -> None:
         save_file({"predictions": runner.evaluator.predict(model, rows)}, folder / "predictions.safetensors")

@@ -13,10 +13,11 @@ from accelerate import Accelerator
 from peftscout import tuner
 from peftscout.backbone import Backbone, load_backbone
 from peftscout.config import StudyConfig
+from peftscout.earlier import Earlier, earlier_for
 from peftscout.outcome import Fidelity
 from peftscout.plan import Budget
 from peftscout.space import Space, load_space
-from peftscout.strategies import FidelityOptions, check_fidelity, check_strategy
+from peftscout.strategies import FidelityOptions, check_fidelity, check_learns_from_others, check_strategy
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, read_header, versions
@@ -40,6 +41,7 @@ class Prepared:
     fidelity: Fidelity
     multi_fidelity: FidelityOptions | None
     arithmetic: Arithmetic
+    earlier: Earlier | None = None
 
     @property
     def problem(self) -> Problem:
@@ -54,6 +56,9 @@ class Prepared:
             trials=c.trials,
             seed=c.seed,
             lr_scales=c.lr_scales,
+            reference_score=self.task.majority,
+            observed=() if self.earlier is None else self.earlier.observed,
+            related=() if self.earlier is None else self.earlier.related,
         )
 
     def header(self) -> Header:
@@ -67,14 +72,21 @@ class Prepared:
         return Header(self.config.to_mapping(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
 
     def continuing(self, folder: Path) -> Prepared:
-        """Return this with the arithmetic of the study in ``folder``, if there is one and the config leaves it
-        open.
+        """Return this with what the study in ``folder`` began with: its arithmetic, if there is one and the config
+        leaves it open, and what it took from another study.
 
         Whoever continues a study on a faster machine gets the numbers of the machine that it began on.
+
+        Raises:
+            StudyError: when nothing can be taken from ``config.from_study``.
         """
+        begun = self
+        if self.config.from_study is not None:
+            earlier = earlier_for(folder, self.config.from_study, self.header(), self.problem)
+            begun = replace(begun, earlier=earlier)
         if self.config.training.precision != "auto" or not (folder / "study.json").exists():
-            return self
-        return replace(self, arithmetic=Arithmetic.from_json(read_header(folder).arithmetic))
+            return begun
+        return replace(begun, arithmetic=Arithmetic.from_json(read_header(folder).arithmetic))
 
 
 def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
@@ -86,6 +98,8 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
         PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
     """
     check_strategy(config.strategy, config.strategy_options)
+    if config.from_study is not None:
+        check_learns_from_others(config.strategy)
     multi_fidelity = check_fidelity(config.fidelity, config.strategy, config.fidelity_options)
     use_threads(config.training.threads)
     d = config.data
@@ -120,9 +134,10 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
     if config.export == "lora":
         space = space.for_export_lora()
     baseline = lora_on_query_value(model_map.sites, budget)
-    fidelity = Fidelity(_steps(config, len(task.train)))
+    rows = max(1, round(config.data_fraction * len(task.train)))
+    fidelity = Fidelity(_steps(config, rows), config.data_fraction)
     if multi_fidelity is not None:
-        epoch = math.ceil(len(task.train) / config.training.batch_size)
+        epoch = math.ceil(rows / config.training.batch_size)
         fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, Accelerator().device)
     return Prepared(config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from fake_sites import fake_sites
 from peftscout.comparison import Comparison, Scores
 from peftscout.config import StudyConfig
+from peftscout.earlier import Earlier
 from peftscout.ledger import Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Plan
@@ -141,3 +143,47 @@ def test_what_a_supernet_took_is_part_of_what_was_spent():
     assert with_it["seconds"] == without["seconds"] + 3.5
     assert with_it["forward_backward_passes"] == without["forward_backward_passes"] + 41
     assert with_it["supernet"] == {"steps": 20, "passes": 41, "seconds": 3.5}
+
+
+def test_the_rank_correlation_of_rungs_and_end_is_that_of_the_plans_trained_to_the_end():
+    ladder = (10, 30)
+
+    def run(number, rank, early, final=None):
+        """The record of a run that went to its end, or of one that was left at the rung."""
+        plan = Plan.of({(f"layers.0.attention.{'qkvo'[rank % 4]}", "lora"): 1 + rank // 4})
+        steps = 30 if final is not None else 10
+        curve = ((10, None, early), (30, None, final)) if final is not None else ((10, None, early),)
+        outcome = Outcome(State.DONE, plan.cost(SITES), final or early, steps=steps, curve=curve)
+        return Record(number, "search", Evaluate(plan, Fidelity(steps, rungs=ladder), 0), outcome)
+
+    problem = replace(PROBLEM, fidelity=Fidelity(30, rungs=ladder))
+
+    def rungs(records):
+        return summarise(
+            CONFIG, TASK, problem, records, best=records[0], baseline=records[0], comparison=None, total=12_000
+        )["rungs"]
+
+    agreeing = [run(n, n, n / 10, 0.5 + n / 10) for n in range(4)]
+    (rung,) = rungs(agreeing)
+    assert rung == {"steps": 10, "rank_correlation": pytest.approx(1.0), "plans": 4}
+    (opposed,) = rungs([run(n, n, n / 10, 1.5 - n / 10) for n in range(4)])
+    assert opposed["rank_correlation"] == pytest.approx(-1.0)
+    gone_on = [run(9, 0, 0.0), *agreeing, run(10, 7, 0.2)]
+    assert rungs(gone_on)[0]["plans"] == 4
+    (nothing,) = rungs([run(0, 0, 0.1)])
+    assert nothing == {"steps": 10, "rank_correlation": None, "plans": 0}
+
+
+def test_what_came_from_another_study_stands_apart():
+    records = [record(0, LORA, 0.7), record(1, OTHER, 0.8)]
+    earlier = Earlier("studies/rte", ("task.kind: 'a' -> 'b'",), ((records[1].request, records[1].outcome),))
+    of = {"best": records[1], "baseline": records[0], "comparison": None, "total": 12_000}
+    s = summarise(CONFIG, TASK, PROBLEM, records, earlier=earlier, **of)
+    assert s["from_study"] == {
+        "study": "studies/rte",
+        "used_as": "prior",
+        "evaluations": 1,
+        "differences": ["task.kind: 'a' -> 'b'"],
+    }
+    assert len(s["trials"]) == 2
+    assert summarise(CONFIG, TASK, PROBLEM, records, **of)["from_study"] is None

@@ -129,3 +129,20 @@ def test_the_report_leads_with_the_verdict_and_ends_with_what_was_spent():
     assert "serial 3" in text
     ending = "Spent 1:02:05 and 1,234 forward-backward passes. Computed 1.05 positions for each token."
     assert " ".join(text.split()).endswith(ending)
+
+
+def test_the_report_tells_rank_correlations_and_what_came_from_another_study():
+    about = tables._about_rungs(
+        [
+            {"steps": 12, "rank_correlation": 0.714, "plans": 9},
+            {"steps": 37, "rank_correlation": None, "plans": 0},
+        ]
+    )
+    assert about == "\nRank correlation with the end of training: 0.71 after 12 steps (9 plans)."
+    assert tables._about_rungs([]) == ""
+    assert tables._about_earlier(None) == ""
+    known = {"study": "a/b", "used_as": "observations", "evaluations": 7, "differences": []}
+    assert (
+        tables._about_earlier(known)
+        == "\n7 evaluations of a/b were known from the start; they are not among the trials."
+    )

@@ -171,6 +171,19 @@ def test_asking_one_by_one_or_at_once_is_the_same():
         assert [r for _ in range(3) for r in one.ask(1)] == list(many.ask(3))
 
 
+def test_no_more_than_the_design_is_asked_for_before_it_taught_anything():
+    p = on(autopeft_space(), trials=30)
+    strategy = quick(p)
+    first = Evaluate(p.baseline, p.fidelity, p.seed)
+    strategy.tell(first, noisy(p, first))
+    designed = list(strategy.ask(16))
+    assert len(designed) == QUICK.initial - 1
+    assert not strategy.ask(16)
+    for request in designed:
+        strategy.tell(request, noisy(p, request))
+    assert {r.label for r in strategy.ask(16)} == {"autopeft"}
+
+
 def test_running_requests_are_not_asked_again_and_steer_the_next_elsewhere():
     p = on(autopeft_space(), trials=None)
     strategy = quick(p)
@@ -282,6 +295,26 @@ def test_a_given_reference_score_stands_from_the_start():
     assert strategy.reference_score == 0.3
 
 
+def test_the_score_of_the_majority_class_is_the_reference_from_the_start():
+    p = dataclasses.replace(on(autopeft_space()), reference_score=0.25)
+    strategy = quick(p)
+    assert strategy.reference_score == 0.25
+    for request in drive(quick, p, noisy):
+        strategy.tell(request, noisy(p, request))
+    assert strategy.reference_score == 0.25
+    assert autopeft(p, dataclasses.replace(QUICK, reference_score=0.3)).reference_score == 0.3
+
+
+def test_the_reference_score_decides_what_is_asked():
+    """Without a floor near the scores, the cheapest plans are worth most; with one, they are worth nothing."""
+    p = on(autopeft_space(), share=1.0, trials=16)
+    low, high = (
+        np.median([r.plan.cost(p.sites) for r in drive(quick, dataclasses.replace(p, reference_score=s), noisy)[6:]])
+        for s in (-2.0, 0.6)
+    )
+    assert low < high
+
+
 def test_a_budget_query_needs_no_new_training_and_keeps_to_its_budget():
     p = on(autopeft_space(), share=1.0, trials=25)
     strategy = quick(p)
@@ -344,6 +377,74 @@ def test_a_prior_of_failures_and_foreign_plans_is_no_prior():
     baseline = Evaluate(p.baseline, p.fidelity, 0)
     useless = [(baseline, done(p, baseline)), (baseline, Outcome(State.FAILED, 5, message="x"))]
     assert drive(lambda q: autopeft(q, QUICK, useless), p, noisy) == drive(quick, p, noisy)
+
+
+# -- what another study observed of the same problem ------------------------------------------------------------------
+
+
+def observing(p: Problem, requests, **changes) -> Problem:
+    return dataclasses.replace(p, observed=tuple((r, noisy(p, r)) for r in requests), **changes)
+
+
+def test_what_was_observed_elsewhere_takes_the_place_of_the_design():
+    p = on(autopeft_space(), trials=14)
+    source = drive(quick, p, noisy)
+    strategy = quick(observing(p, source, seed=1))
+    assert strategy.reference_score is not None
+    (request,) = strategy.ask(1)
+    assert request.label == "autopeft"
+    assert request.seed == 1
+
+
+def test_what_was_observed_elsewhere_is_never_asked_again_even_under_another_seed():
+    p = on(autopeft_space(), trials=14)
+    source = drive(quick, p, noisy)
+    asked = drive(quick, observing(p, source, seed=1), noisy)[1:]
+    assert len(asked) == 13  # and costs no trial
+    assert {r.plan for r in asked}.isdisjoint({r.plan for r in source})
+
+
+def test_a_search_told_what_another_observed_asks_what_that_one_would_have_asked():
+    p = on(autopeft_space(), trials=None)
+    whole = drive(quick, p, noisy, limit=12)
+    heir = quick(observing(p, whole[:9]))
+    assert [heir.ask(1)[0].plan] == [whole[9].plan]
+
+
+def test_a_smaller_budget_starts_from_what_a_larger_one_observed():
+    p = on(autopeft_space(), share=1.0, trials=25)
+    history = drive(quick, p, noisy)
+    small = p.budget.parameters // 10
+    strategy = quick(observing(p, history, budget=Budget(small, str(small))))
+    best = strategy.best_within(small)
+    assert best is not None
+    assert best.plan in {r.plan for r in history if r.plan.cost(p.sites) <= small}
+    (request,) = strategy.ask(1)
+    assert 0 < request.plan.cost(p.sites) <= small
+    larger = quick(p)
+    for told in history:
+        larger.tell(told, noisy(p, told))
+    assert best.plan == larger.best_within(small).plan
+
+
+def test_what_was_observed_elsewhere_helps_early():
+    p = on(layerwise_space(4), trials=20)
+    source = drive(quick, p, noisy)
+    gains = []
+    for seed in (7, 8, 9):
+        target = dataclasses.replace(p, seed=seed, trials=6)
+        heir = drive(quick, observing(target, source), noisy)[1:]
+        alone = drive(quick, target, noisy)[1:]
+        gains.append(volume(p, [*source, *heir]) - volume(p, [*source, *alone]))
+    assert np.mean(gains) > 0
+
+
+def test_a_study_of_another_task_is_a_prior_wherever_it_comes_from():
+    p = on(autopeft_space(), trials=12)
+    source = tuple((r, noisy(p, r)) for r in drive(quick, p, noisy))
+    target = dataclasses.replace(p, seed=1)
+    given = drive(lambda q: autopeft(q, QUICK, source), target, noisy)
+    assert drive(quick, dataclasses.replace(target, related=source), noisy) == given
 
 
 # -- it optimises -----------------------------------------------------------------------------------------------------

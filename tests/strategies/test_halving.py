@@ -12,7 +12,7 @@ from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.strategies import HalvingOptions, with_fidelity
 from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
 from peftscout.strategies.base import Problem
-from peftscout.strategies.halving import band_of
+from peftscout.strategies.partial_runs import band_of
 from peftscout.strategies.random import random_search
 from peftscout.strategies.uniform import uniform
 

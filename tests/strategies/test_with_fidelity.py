@@ -12,12 +12,14 @@ from peftscout.outcome import Fidelity
 from peftscout.strategies import (
     FIDELITIES,
     STRATEGIES,
+    EarlyStopOptions,
     HalvingOptions,
     OneEpochOptions,
     check_fidelity,
     make_strategy,
     with_fidelity,
 )
+from peftscout.strategies.early_stop import EarlyStop
 from peftscout.strategies.halving import SuccessiveHalving
 from peftscout.strategies.one_epoch import OneEpoch
 from peftscout.strategies.random import random_search
@@ -30,7 +32,13 @@ BY_TRIALS = ("autopeft", "random", "uniform")
 
 @pytest.mark.parametrize("strategy", BY_TRIALS)
 @pytest.mark.parametrize(
-    ("name", "options"), [("full", None), ("halving", HalvingOptions()), ("one-epoch", OneEpochOptions())]
+    ("name", "options"),
+    [
+        ("full", None),
+        ("halving", HalvingOptions()),
+        ("early-stop", EarlyStopOptions()),
+        ("one-epoch", OneEpochOptions()),
+    ],
 )
 def test_every_fidelity_goes_with_every_strategy_that_evaluates_trials(strategy, name, options):
     assert check_fidelity(name, strategy, {}) == options
@@ -50,7 +58,7 @@ def test_strategies_with_a_supernet_or_a_race_of_their_own_are_refused_with_the_
         (
             "havling",
             {},
-            r"fidelity 'havling': not known \(did you mean 'halving'\?\); there are full, halving, one-epo",
+            r"fidelity 'havling': not known \(did you mean 'halving'\?\); there are full, halving, early-stop, one-epo",
         ),
         ("full", {"eta": 3}, r"fidelity_options.eta: fidelity 'full' does not know it; it has no options"),
         ("halving", {"etta": 3}, r"fidelity_options.etta: .*did you mean 'eta'.*; its options are eta, r_min, rank_by"),
@@ -63,6 +71,13 @@ def test_strategies_with_a_supernet_or_a_race_of_their_own_are_refused_with_the_
         ("halving", {"band_factor": float("nan")}, "band_factor nan: must be above 1"),
         ("halving", {"least_agreement": 1.5}, "least_agreement 1.5: must be within -1 and 1"),
         ("halving", {"least_plans": 3}, "least_plans 3: must be a whole number from 4"),
+        ("early-stop", {"quantile": 0}, "quantile 0: must be above 0"),
+        ("early-stop", {"keep_share": 2.0}, "keep_share 2.0: must be above 0, and at most 1"),
+        ("early-stop", {"slack": -0.1}, "slack -0.1: must be at least 0"),
+        ("early-stop", {"least_plans": 2}, "least_plans 2: must be a whole number from 4"),
+        ("early-stop", {"least_correlation": 2}, "least_correlation 2: must be within -1 and 1"),
+        ("early-stop", {"band_factor": 0.5}, "band_factor 0.5: must be above 1"),
+        ("early-stop", {"r_min": 0}, "r_min 0: must be a whole number from 1"),
         ("one-epoch", {"keep": 0}, "keep 0: must be a whole number from 1"),
         ("one-epoch", {"rank_by": "f1"}, "rank_by 'f1'"),
     ],
@@ -75,6 +90,7 @@ def test_a_wrong_fidelity_or_option_is_named_before_anything_is_made(name, optio
 def test_the_options_decide_what_is_made():
     p = laddered((10, 90))
     assert isinstance(with_fidelity(HalvingOptions(), random_search, p), SuccessiveHalving)
+    assert isinstance(with_fidelity(EarlyStopOptions(), random_search, p), EarlyStop)
     assert isinstance(with_fidelity(OneEpochOptions(), random_search, p), OneEpoch)
     assert with_fidelity(None, random_search, p).ask(1) == random_search(p).ask(1)
 
@@ -131,6 +147,10 @@ def test_every_ladder_ascends_by_about_eta_from_r_min_to_the_full_training(steps
     ("options", "message"),
     [
         (HalvingOptions(), r"29 steps are too few for a rung of 10 steps, eta 3: give steps >= 30, .* fidelity: full"),
+        (
+            EarlyStopOptions(),
+            r"fidelity early-stop: 29 steps are too few for a rung of 10 steps, eta 3: give steps >= 30",
+        ),
         (HalvingOptions(eta=2, r_min=20), r"29 steps are too few for a rung of 20 steps, eta 2: give steps >= 40"),
     ],
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peftscout.comparison import LEVEL, Comparison, Scores
 from peftscout.config import StudyConfig
+from peftscout.earlier import Earlier
 from peftscout.ledger import Record
+from peftscout.outcome import Outcome, State
 from peftscout.report.plan_words import describe
 from peftscout.strategies.base import Problem
+from peftscout.strategies.multi_fidelity_options import EarlyStopOptions
+from peftscout.strategies.stop_rule import StopRule
 from peftscout.study import SCHEMA
 from peftscout.tasks import Task
 
@@ -41,6 +45,7 @@ def summarise(
     comparison: Comparison | None,
     total: int,
     supernet: SupernetSpent | None = None,
+    earlier: Earlier | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a finished study as plain data.
 
@@ -54,6 +59,7 @@ def summarise(
         comparison: on the report split, or ``None`` when there was none.
         total: parameters of the backbone.
         supernet: what the one-shot search took, where there was one.
+        earlier: what was taken from another study, where there was one.
     """
     return {
         "schema": SCHEMA,
@@ -70,7 +76,27 @@ def summarise(
         "final": None if comparison is None else _final(comparison),
         "verdict": verdict(task, problem, best, baseline, comparison, total),
         "spent": _spent(records, supernet or SupernetSpent()),
+        "rungs": _rungs(records, problem),
+        "from_study": None if earlier is None else earlier.summary(),
     }
+
+
+def _rungs(records: Sequence[Record], problem: Problem) -> list[dict[str, Any]]:
+    """Return, for each rung below the full training, how well its ranks agree with those at the end."""
+    furthest: dict[str, Outcome] = {}
+    for r in sorted((r for r in records if r.stage == "search" and r.outcome is not None), key=_steps):
+        assert r.outcome is not None
+        ended = r.outcome.done and r.request.fidelity == problem.fidelity
+        furthest[r.request.course] = r.outcome if ended else replace(r.outcome, state=State.PRUNED, score=None)
+    rule = StopRule(EarlyStopOptions(), problem.budget.parameters)
+    for outcome in furthest.values():
+        rule.learn(outcome)
+    seen = [(rung, rule.agreement(rung)) for rung in problem.fidelity.rungs[:-1]]
+    return [{"steps": rung, "rank_correlation": a.correlation, "plans": a.plans} for rung, a in seen]
+
+
+def _steps(record: Record) -> int:
+    return record.request.fidelity.steps
 
 
 def _spent(records: Sequence[Record], supernet: SupernetSpent) -> dict[str, Any]:

@@ -86,8 +86,26 @@ def report(study: Result) -> RenderableType:
     cost = f"Spent {_duration(spent['seconds'])} and {spent['forward_backward_passes']:,.0f} forward-backward passes."
     if spent.get("tokens_per_real_token"):
         cost += f" Computed {spent['tokens_per_real_token']:.2f} positions for each token."
+    cost += _about_rungs(study.summary.get("rungs") or []) + _about_earlier(study.summary.get("from_study"))
     chosen = Text("\n".join(["Chosen plan:", *plan_lines(study.best.plan)]))
     return Group(Text(study.verdict, style="bold"), Text(), comparison(study.summary), front, chosen, Text(cost))
+
+
+def _about_rungs(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """Say how well early ranks agreed with those at the end, where runs were scored at rungs."""
+    seen = [
+        f"{r['rank_correlation']:.2f} after {r['steps']} steps ({r['plans']} plans)"
+        for r in rungs
+        if r["rank_correlation"] is not None
+    ]
+    return f"\nRank correlation with the end of training: {', '.join(seen)}." if seen else ""
+
+
+def _about_earlier(earlier: Mapping[str, Any] | None) -> str:
+    if earlier is None:
+        return ""
+    known = "known from the start" if earlier["used_as"] == "observations" else "a prior"
+    return f"\n{earlier['evaluations']} evaluations of {earlier['study']} were {known}; they are not among the trials."
 
 
 def _facts(title: str) -> Table:

@@ -12,8 +12,14 @@ from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.bipeft import bipeft
 from peftscout.strategies.bipeft_options import BipeftOptions
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
+from peftscout.strategies.early_stop import EarlyStop
 from peftscout.strategies.halving import SuccessiveHalving
-from peftscout.strategies.multi_fidelity_options import FidelityOptions, HalvingOptions, OneEpochOptions
+from peftscout.strategies.multi_fidelity_options import (
+    EarlyStopOptions,
+    FidelityOptions,
+    HalvingOptions,
+    OneEpochOptions,
+)
 from peftscout.strategies.one_epoch import OneEpoch
 from peftscout.strategies.random import random_search
 from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
@@ -22,12 +28,14 @@ from peftscout.strategies.uniform import uniform
 __all__ = [
     "FIDELITIES",
     "STRATEGIES",
+    "EarlyStopOptions",
     "FidelityOptions",
     "HalvingOptions",
     "OneEpochOptions",
     "Problem",
     "Strategy",
     "check_fidelity",
+    "check_learns_from_others",
     "check_strategy",
     "make_strategy",
     "with_fidelity",
@@ -46,6 +54,7 @@ STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
 FIDELITIES: Mapping[str, type[FidelityOptions] | None] = {
     "full": None,
     "halving": HalvingOptions,
+    "early-stop": EarlyStopOptions,
     "one-epoch": OneEpochOptions,
 }
 """Name -> options dataclass of how much training plans get; ``full``: all of them the full training."""
@@ -56,6 +65,9 @@ _OWN_FIDELITIES = {
     "design-spaces": "halves groups of plans by itself (strategy_options.rungs)",
 }
 """Strategies that do not go with rungs, and why."""
+
+_LEARN_FROM_OTHERS = ("autopeft",)
+"""Strategies that make use of `Problem.observed` and `Problem.related`."""
 
 
 def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
@@ -70,6 +82,14 @@ def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
         )
     _, kind = STRATEGIES[name]
     return _checked("strategy_options", f"strategy {name!r}", kind, options)
+
+
+def check_learns_from_others(name: str) -> None:
+    """Raise a ConfigError unless strategy ``name`` can begin with what another study found."""
+    if name not in _LEARN_FROM_OTHERS:
+        raise ConfigError(
+            f"from_study: strategy {name!r} learns nothing from another study; use {', '.join(_LEARN_FROM_OTHERS)}"
+        )
 
 
 def make_strategy(name: str, problem: Problem, options: Mapping[str, Any]) -> Strategy:
@@ -112,6 +132,8 @@ def with_fidelity(
         raise ValueError(f"{problem.fidelity}: must be the full fidelity on a ladder, see options.ladder")
     if isinstance(options, HalvingOptions):
         return SuccessiveHalving(factory, problem, options)
+    if isinstance(options, EarlyStopOptions):
+        return EarlyStop(factory, problem, options)
     return OneEpoch(factory, problem, options)
 
 

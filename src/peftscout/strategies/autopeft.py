@@ -8,8 +8,8 @@ maximisation), rebuilt where the release is wrong or wasteful. What differs, and
   (5.1-1). Here a point is decoded once, and outcomes are looked up by their plan.
 * The cost has no model: EHVI is closed form with the exact cost (6.3), instead of Monte Carlo over a second GP.
 * The cost axis is log10 (5.1-4): on the linear axis the interesting cheap decades are 6 % of the hypervolume.
-* The reference score is a low quantile of the initial design or the majority score, and never changes (5.1-2, 5.1-3);
-  the release fixes 0.7 for every task, above the scores of some.
+* The reference score is that of the majority class on the search split, where nobody knows it a low quantile of the
+  initial design, and never changes (5.1-2, 5.1-3); the release fixes 0.7 for every task, above the scores of some.
 * Scores are standardised, not rank-transformed: ranks forget how much better the best point is (5.1-5). Scores far
   below the rest (collapsed runs) are pulled in to a fence.
 * Hyper-parameters are maximum a posteriori, averaged over a few, instead of NUTS: 10 to 50 times cheaper, same ranking
@@ -18,7 +18,10 @@ maximisation), rebuilt where the release is wrong or wasteful. What differs, and
   starts (the release walks randomly).
 * The initial design is spread over the cost axis and follows the budget; plans above it are never asked for.
 * The reference cost lies a little above the budget, so that a plan which uses the whole budget still counts.
-* Failed, diverged and pruned runs are survived (5.1-7): no number is made up for them, their region is avoided.
+* Failed and diverged runs are survived (5.1-7): no number is made up for them, their region is avoided. Runs that were
+  stopped at a rung teach the surrogate what was expected of them, and never enter the front.
+* What another study observed of the same problem is known from the start (`Problem.observed`); what it observed of
+  another task is a prior (`Problem.related`).
 * Requests are a function of the outcomes told, whatever was asked in between (5.1-6), and no request is repeated.
 """
 
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,7 +40,7 @@ from peftscout.plan import Plan
 from peftscout.strategies.autopeft_design import cost_limit, limited_draw, spread_design
 from peftscout.strategies.autopeft_model import Model, Requests, Told, on_front, points_of, usable_prior
 from peftscout.strategies.autopeft_options import PAPER, AutoPeftOptions
-from peftscout.strategies.base import Problem
+from peftscout.strategies.base import Evaluated, Problem, trials_used
 from peftscout.surrogate.acquisition import Acquisition
 from peftscout.surrogate.features import Encoder, Points
 from peftscout.surrogate.maximise import Candidates, Ranking, exchanges, local_search, scan
@@ -45,6 +48,9 @@ from peftscout.surrogate.maximise import Candidates, Ranking, exchanges, local_s
 __all__ = ["PAPER", "AutoPeft", "AutoPeftOptions", "Recommendation", "autopeft"]
 
 DEFAULTS = AutoPeftOptions()
+
+ROUNDING = 1e-9
+"""Slack for sums of shares of trials."""
 
 ATTEMPTS = 50
 """Repeated draws of the design after which the space is taken to be nearly used up and is enumerated."""
@@ -71,16 +77,14 @@ class Recommendation:
     score: float | None
 
 
-def autopeft(
-    problem: Problem, options: AutoPeftOptions = DEFAULTS, prior: Sequence[tuple[Evaluate, Outcome]] = ()
-) -> AutoPeft:
+def autopeft(problem: Problem, options: AutoPeftOptions = DEFAULTS, prior: Sequence[Evaluated] = ()) -> AutoPeft:
     """Return the AutoPEFT strategy.
 
     Args:
         problem: what is to be solved.
         options: see `AutoPeftOptions`; `PAPER` has the constants of the paper.
-        prior: requests and outcomes of another study over the same space: its front opens the initial design, and its
-            surrogate, scaled to the scores seen here, is the prior mean.
+        prior: requests and outcomes of another study over the same space (``problem.related`` where there are none):
+            its front opens the initial design, and its surrogate, scaled to the scores seen here, is the prior mean.
 
     Raises:
         SpaceError: when nothing in the space fits the budget.
@@ -91,32 +95,33 @@ def autopeft(
 class AutoPeft:
     """The strategy (see the module for the method). Its state is what was asked and what was told, nothing else."""
 
-    def __init__(
-        self, problem: Problem, options: AutoPeftOptions = DEFAULTS, prior: Sequence[tuple[Evaluate, Outcome]] = ()
-    ) -> None:
+    def __init__(self, problem: Problem, options: AutoPeftOptions = DEFAULTS, prior: Sequence[Evaluated] = ()) -> None:
         _require_affordable(problem)
         self.problem = problem
         self.options = options
         self._encoder = Encoder(problem.space, problem.lr_scales, options.summaries)
         self._requests = Requests(problem, self._encoder)
-        self._model = Model(self._requests, options, usable_prior(self._requests, prior))
+        self._model = Model(self._requests, options, usable_prior(self._requests, prior or problem.related))
         self._candidates = Candidates(self._encoder, problem.budget.parameters, options.axis)
         self._initial = options.initial_for(problem.trials)
+        self._observed = [self._requests.told(request, outcome) for request, outcome in problem.observed]
         self._told: list[Told] = []
         self._running: dict[str, Evaluate] = {}
-        self._used: set[str] = {problem.baseline.digest}
-        self._reference_score = options.reference_score
+        self._used: set[str] = {problem.baseline.digest, *(self._identity(request) for request, _ in problem.observed)}
+        given = options.reference_score
+        self._reference_score = problem.reference_score if given is None else given
         self._designed: list[Evaluate] = []
         self._design_is_dry = False
         self._ranked: tuple[int, Acquisition, Ranking] | None = None
         self._random_starts: dict[int, Points] = {}
+        self._fix_reference_score()
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def ask(self, capacity: int) -> Sequence[Evaluate]:
         """Return up to ``capacity`` new requests: of the initial design, then where expected improvement is largest."""
         requests: list[Evaluate] = []
-        while len(requests) < capacity and not self._out_of_trials:
+        while len(requests) < capacity and not (self._out_of_trials or self._design_is_asked):
             request = self._next_of_design() if self._designing else self._next_of_model()
             if request is None:
                 break
@@ -130,23 +135,32 @@ class AutoPeft:
         self._running.pop(request.key, None)
         self._used.add(self._identity(request))
         self._told.append(self._requests.told(request, outcome))
-        if self._reference_score is None and not self._designing:
-            scores = [told.outcome.score for told in self._told if told.outcome.score is not None]
-            self._reference_score = float(np.quantile(scores, self.options.reference_quantile))
+        self._fix_reference_score()
 
     # -- what was found -----------------------------------------------------------------------------------------------
 
     @property
     def reference_score(self) -> float | None:
-        """The floor of the hypervolume: as given, or set once when the initial design is told; ``None`` before."""
+        """The floor of the hypervolume: as given by the options or the problem, or set once when the initial design is
+        told; ``None`` before."""
         return self._reference_score
+
+    def _fix_reference_score(self) -> None:
+        if self._reference_score is None and not self._designing:
+            scores = [told.outcome.score for told in self._known if told.outcome.score is not None]
+            self._reference_score = float(np.quantile(scores, self.options.reference_quantile))
+
+    @property
+    def _known(self) -> list[Told]:
+        """What was told here, after what another study observed."""
+        return [*self._observed, *self._told]
 
     def best_within(self, parameters: int) -> Recommendation | None:
         """Return the evaluated plan of at most ``parameters`` with the highest expected score; ``None`` without one.
 
         A budget query: any number of budgets can be asked about after one search. The plan is one of the space.
         """
-        evaluated = [told for told in self._model.learnable(self._told) if told.outcome.cost <= parameters]
+        evaluated = [told for told in self._model.learnable(self._known) if told.outcome.cost <= parameters]
         if self._designing or not evaluated:
             return None
         acquisition, _ = self._knowledge()
@@ -180,13 +194,20 @@ class AutoPeft:
     @property
     def _out_of_trials(self) -> bool:
         """Whether the trials are used up: one for the baseline, those told and those running."""
-        own = sum(told.request.plan != self.problem.baseline for told in self._told)
-        return self.problem.trials is not None and 1 + own + len(self._running) >= self.problem.trials
+        own = [told for told in self._told if told.request.plan != self.problem.baseline]
+        used = 1 + sum(trials_used(told.request, told.outcome) for told in own) + len(self._running)
+        return self.problem.trials is not None and used > self.problem.trials - 1 + ROUNDING
 
     @property
     def _designing(self) -> bool:
         """Whether the surrogate has too little to go on: fewer outcomes than planned, or hardly a score among them."""
-        return len(self._told) < self._initial or len(self._model.learnable(self._told)) < self.options.least_scores
+        known = self._known
+        return len(known) < self._initial or len(self._model.learnable(known)) < self.options.least_scores
+
+    @property
+    def _design_is_asked(self) -> bool:
+        """Whether the rest of the design is running: more of it would be asked for without knowing what it taught."""
+        return self._designing and bool(self._running) and len(self._known) + len(self._running) >= self._initial
 
     @cached_property
     def _design(self) -> Iterator[Points]:
@@ -239,7 +260,7 @@ class AutoPeft:
         """Fit and maximise, once for each state of knowledge. Running requests are not in it."""
         if self._ranked is None or self._ranked[0] != len(self._told):
             assert self._reference_score is not None
-            acquisition = self._model.acquisition(self._told, self._reference_score)
+            acquisition = self._model.acquisition(self._known, self._reference_score)
             self._ranked = (len(self._told), acquisition, self._maximise(acquisition, self._candidates))
         return self._ranked[1:]
 
@@ -276,7 +297,7 @@ class AutoPeft:
 
     def _starts(self, limit: int) -> Points:
         """Return points to climb from: random ones over the cost axis, and the front with its neighbours."""
-        best = points_of(on_front(self._model.learnable(self._told)))
+        best = points_of(on_front(self._model.learnable(self._known)))
         return np.concatenate([self._random_points(limit), best, *(exchanges(self._encoder, point) for point in best)])
 
     def _random_points(self, limit: int) -> Points:
@@ -301,8 +322,13 @@ class AutoPeft:
     # -- what was used ------------------------------------------------------------------------------------------------
 
     def _identity(self, request: Evaluate) -> str:
-        """What must not be evaluated twice; the baseline's plan is the engine's, at every learning rate."""
-        return request.plan.digest if request.plan == self.problem.baseline else request.key
+        """What must not be evaluated twice; the baseline's plan is the engine's, at every learning rate.
+
+        Another study may have had another seed, and a run that was stopped a lower rung: they are known all the same.
+        """
+        if request.plan == self.problem.baseline:
+            return request.plan.digest
+        return replace(request, fidelity=self.problem.fidelity, seed=self.problem.seed).key
 
     def _is_new(self, request: Evaluate) -> bool:
         return self._identity(request) not in self._used

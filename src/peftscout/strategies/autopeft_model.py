@@ -11,7 +11,8 @@ import numpy as np
 from peftscout.errors import SpaceError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.strategies.autopeft_options import AutoPeftOptions
-from peftscout.strategies.base import Problem
+from peftscout.strategies.base import Evaluated, Problem
+from peftscout.strategies.stop_rule import Course
 from peftscout.surrogate.acquisition import Acquisition, Front
 from peftscout.surrogate.features import Encoder, Points
 from peftscout.surrogate.fit import fit_dimension_scaled, fit_saas, fit_trend
@@ -22,6 +23,12 @@ FITS = {"map": fit_dimension_scaled, "saas": fit_saas}
 
 FAILURES = frozenset({State.DIVERGED, State.OUT_OF_MEMORY, State.FAILED, State.INFEASIBLE})
 """States that speak against a region of the space. A pruned run does not: it was merely not good enough."""
+
+NEAREST_RISES = 5
+"""Full trainings that say how much a run would still have risen."""
+
+LEAST_RISES = 3
+"""Full trainings with a score at a rung, without which nothing is inferred from runs that were stopped there."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,28 @@ class Model:
     prior: tuple[Told, ...] = ()
 
     def learnable(self, told: Sequence[Told]) -> list[Told]:
-        """Return what the surrogate learns from: full evaluations with a score whose plan is in the space."""
+        """Return full evaluations with a score whose plan is in the space."""
         return [t for t in told if t.point is not None and self.requests.is_full(t)]
+
+    def stopped(self, told: Sequence[Told]) -> list[tuple[Told, float]]:
+        """Return the runs that were stopped at a rung, each with the final score that is expected of it.
+
+        Without them the surrogate would know nothing of where runs are not worth finishing, and propose it again. What
+        is expected is the score at the rung plus the median rise from there to the end, of those full trainings that
+        stood nearest at the rung.
+        """
+        ended = [Course.of(t.outcome) for t in self.learnable(told)]
+        expected = []
+        for t in told:
+            rungs = Course.of(t.outcome).rungs
+            if t.point is None or t.outcome.state is not State.PRUNED or not rungs:
+                continue
+            last = max(rungs)
+            rises = {c.rungs[last]: c.score - c.rungs[last] for c in ended if c.score is not None and last in c.rungs}
+            nearest = sorted(rises, key=lambda score: abs(score - rungs[last]))[:NEAREST_RISES]
+            if len(nearest) >= LEAST_RISES:
+                expected.append((t, rungs[last] + float(np.median([rises[score] for score in nearest]))))
+        return expected
 
     def acquisition(self, told: Sequence[Told], reference_score: float) -> Acquisition:
         """Fit the surrogates to everything in ``told`` and return the acquisition that follows.
@@ -118,10 +145,12 @@ class Model:
         A plan outside the space (the baseline) enters the front with its observed score, not the surrogate.
         """
         o, budget = self.options, self.requests.problem.budget
-        inside = self.learnable(told)
+        inside, stopped = self.learnable(told), self.stopped(told)
         outside = [t for t in told if t.point is None and self.requests.is_full(t)]
         costs, scores = costs_and_scores(inside)
-        X, y = self.requests.encoder(points_of(inside)), o.pull_in(scores)
+        costs = np.concatenate([costs, [float(t.outcome.cost) for t, _ in stopped]])
+        scores = np.concatenate([scores, [score for _, score in stopped]])
+        X, y = self.requests.encoder(points_of([*inside, *(t for t, _ in stopped)])), o.pull_in(scores)
         trend = None if self._source is None else fit_trend(self._source, X, y)
         ensemble = FITS[o.surrogate](X, y, trend)
         outside_costs, outside_scores = costs_and_scores(outside)
@@ -155,7 +184,7 @@ class Model:
         return fit_dimension_scaled(X, self.options.pull_in(costs_and_scores(self.prior)[1]))[0]
 
 
-def usable_prior(requests: Requests, prior: Sequence[tuple[Evaluate, Outcome]]) -> tuple[Told, ...]:
+def usable_prior(requests: Requests, prior: Sequence[Evaluated]) -> tuple[Told, ...]:
     """Return what to learn from another study: finished evaluations at its highest fidelity, of plans in the space."""
     told = [requests.told(request, outcome) for request, outcome in prior if outcome.done]
     highest = max((t.request.fidelity.steps for t in told), default=0)

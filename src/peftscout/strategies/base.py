@@ -12,13 +12,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from peftscout.outcome import Evaluate, Fidelity, Outcome
+from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Plan, Sites
 from peftscout.space import Space
 
 if TYPE_CHECKING:
     from peftscout.gates import WeightTraining
     from peftscout.strategies.one_shot import OneShot
+
+
+Evaluated = tuple[Evaluate, Outcome]
+"""A request and what became of it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,15 @@ class Problem:
         space: what may be chosen.
         budget: upper bound on the cost of every plan that is asked for.
         baseline: uniform LoRA at the budget: the engine's trial 0, already asked for and told first.
-        trials: evaluations allowed in all, the baseline among them; ``None`` when only time limits the search.
+        trials: evaluations allowed in all, the baseline among them; ``None`` when only time limits the search. One that
+            was stopped early counts as the share of it that was trained, see `trials_used`.
         fidelity: what a full evaluation gets.
         seed: of the search.
         lr_scales: learning-rate factors that the search may draw from.
+        reference_score: what a plan that learned nothing scores: the most frequent class, or the mean, on the search
+            split; ``None`` where nobody knows.
+        observed: what another study observed of this very problem; it counts as known and costs no trial.
+        related: what another study observed of the same model on another task, or under other training.
         one_shot: opens a supernet of the space, for strategies that search on one; ``None``: there is none to be had.
     """
 
@@ -45,6 +54,9 @@ class Problem:
     trials: int | None = None
     seed: int = 0
     lr_scales: tuple[float, ...] = (1.0,)
+    reference_score: float | None = None
+    observed: tuple[Evaluated, ...] = ()
+    related: tuple[Evaluated, ...] = ()
     one_shot: Callable[[WeightTraining], AbstractContextManager[OneShot]] | None = field(
         default=None, compare=False, repr=False
     )
@@ -64,3 +76,9 @@ class Strategy(Protocol):
     def tell(self, request: Evaluate, outcome: Outcome) -> None:
         """Take note of the outcome of a request, whatever its state."""
         ...
+
+
+def trials_used(request: Evaluate, outcome: Outcome) -> float:
+    """Return what an evaluation takes of the trials: 1, or the share of its steps where it was stopped early."""
+    stopped = outcome.state is State.PRUNED and outcome.steps
+    return outcome.steps / request.fidelity.steps if stopped else 1.0

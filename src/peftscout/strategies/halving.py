@@ -26,7 +26,7 @@ from itertools import pairwise
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.multi_fidelity_options import HalvingOptions
-from peftscout.strategies.partial_runs import PartialRun, PartialRuns, at_rung
+from peftscout.strategies.partial_runs import PartialRun, PartialRuns, at_rung, band_of
 from peftscout.strategies.rank_agreement import Agreement, Band, rank_agreement
 
 
@@ -205,14 +205,6 @@ class SuccessiveHalving:
         if run.failed or run.finished:
             request = replace(run.request, fidelity=self.problem.fidelity)
             self._inner.tell(request, run.outcomes[run.asked])
-
-
-def band_of(cost: int, budget: int, factor: float) -> int:
-    """Return the band of a plan: 0 from the budget down to (but without) budget / factor, 1 below it, and so on."""
-    band = 0
-    while cost * factor ** (band + 1) <= budget:
-        band += 1
-    return band
 
 
 def _alive(band: Sequence[PartialRun]) -> list[int]:

@@ -1,4 +1,4 @@
-"""How much training plans get in a search: options of successive halving and of the one-epoch baseline."""
+"""How much training plans get in a search: options of successive halving, early stopping, and one epoch for all."""
 
 from __future__ import annotations
 
@@ -41,12 +41,8 @@ class HalvingOptions:
 
     def __post_init__(self) -> None:
         _require_rank_by(self.rank_by)
-        _require_whole("eta", self.eta, 2)
         _require_whole("least_plans", self.least_plans, 4)
-        if self.r_min is not None:
-            _require_whole("r_min", self.r_min, 1)
-        if not self.band_factor > 1:
-            raise ConfigError(f"band_factor {self.band_factor!r}: must be above 1; inf puts all plans into one band")
+        _require_rungs_and_bands(self.eta, self.r_min, self.band_factor)
         if not -1 <= self.least_agreement <= 1:
             raise ConfigError(f"least_agreement {self.least_agreement!r}: must be within -1 and 1; -1 never judges")
 
@@ -56,18 +52,7 @@ class HalvingOptions:
         Raises:
             ConfigError: when there is no room for a rung below the full training.
         """
-        full = fidelity.steps
-        least = self.r_min or max(LEAST_STEPS, full / self.eta**2)
-        rungs = [full]
-        while (lower := full / self.eta ** len(rungs)) >= least:
-            rungs.append(round(lower))
-        if len(rungs) < 2:
-            needed = math.ceil((self.r_min or LEAST_STEPS) * self.eta)
-            raise ConfigError(
-                f"fidelity halving: {full} steps are too few for a rung of {math.ceil(least)} steps, eta {self.eta}: "
-                f"give steps >= {needed}, a lower r_min, or fidelity: full"
-            )
-        return replace(fidelity, rungs=tuple(reversed(rungs)))
+        return _geometric("halving", fidelity, self.eta, self.r_min)
 
     def plans_within(self, steps: float, rungs: tuple[int, ...]) -> int:
         """Return how many plans are begun with ``steps`` when one in ``eta`` goes on at each rung."""
@@ -109,8 +94,78 @@ class OneEpochOptions:
         return replace(fidelity, rungs=(epoch_steps, fidelity.steps))
 
 
-FidelityOptions = HalvingOptions | OneEpochOptions
+@dataclass(frozen=True, slots=True)
+class EarlyStopOptions:
+    """Options of stopping what cannot enter the front any more (`peftscout.strategies.early_stop`).
+
+    Attributes:
+        eta: each rung has ``eta`` times the steps of the one below.
+        r_min: least steps of the lowest rung; ``None``: full / eta^2, which makes three rungs, but at least 10.
+        quantile: of the rises seen from a rung to the end: what counts as optimistic.
+        slack: added to the optimistic bound, in units of score: the noise of one evaluation.
+        least_plans: plans trained to the end, in bands of at least two, without which nothing is stopped.
+        least_correlation: rank correlation of rung and end below which nothing is stopped at that rung.
+        band_factor: ranks are compared within bands of cost, each this factor wide, counted down from the budget.
+        keep_share: a run must also be among this share of its band at the rung; 1 leaves ranking out.
+
+    Raises:
+        ConfigError: on an impossible value.
+    """
+
+    eta: int = 3
+    r_min: int | None = None
+    quantile: float = 0.9
+    slack: float = 0.0
+    least_plans: int = 8
+    least_correlation: float = 0.5
+    band_factor: float = 4.0
+    keep_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_whole("least_plans", self.least_plans, 4)
+        _require_rungs_and_bands(self.eta, self.r_min, self.band_factor)
+        for name in ("quantile", "keep_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)!r}: must be above 0, and at most 1")
+        if not 0 <= self.slack < math.inf:
+            raise ConfigError(f"slack {self.slack!r}: must be at least 0")
+        if not -1 <= self.least_correlation <= 1:
+            raise ConfigError(f"least_correlation {self.least_correlation!r}: must be within -1 and 1")
+
+    def ladder(self, fidelity: Fidelity, epoch_steps: int) -> Fidelity:
+        """Return the full fidelity on its ladder: full / eta^k steps, down to ``r_min``. An epoch plays no part.
+
+        Raises:
+            ConfigError: when there is no room for a rung below the full training.
+        """
+        return _geometric("early-stop", fidelity, self.eta, self.r_min)
+
+
+FidelityOptions = HalvingOptions | EarlyStopOptions | OneEpochOptions
 """What decides how much training plans get; ``None`` in its place: all get the full training."""
+
+
+def _geometric(name: str, fidelity: Fidelity, eta: int, r_min: int | None) -> Fidelity:
+    full = fidelity.steps
+    least = r_min or max(LEAST_STEPS, full / eta**2)
+    rungs = [full]
+    while (lower := full / eta ** len(rungs)) >= least:
+        rungs.append(round(lower))
+    if len(rungs) < 2:
+        needed = math.ceil((r_min or LEAST_STEPS) * eta)
+        raise ConfigError(
+            f"fidelity {name}: {full} steps are too few for a rung of {math.ceil(least)} steps, eta {eta}: "
+            f"give steps >= {needed}, a lower r_min, or fidelity: full"
+        )
+    return replace(fidelity, rungs=tuple(reversed(rungs)))
+
+
+def _require_rungs_and_bands(eta: object, r_min: object, band_factor: float) -> None:
+    _require_whole("eta", eta, 2)
+    if r_min is not None:
+        _require_whole("r_min", r_min, 1)
+    if not band_factor > 1:
+        raise ConfigError(f"band_factor {band_factor!r}: must be above 1; inf puts all plans into one band")
 
 
 def _require_rank_by(value: object) -> None:

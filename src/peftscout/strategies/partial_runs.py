@@ -138,6 +138,14 @@ def at_rung(request: Evaluate, outcome: Outcome, steps: int) -> tuple[Evaluate, 
     return early, Outcome(outcome.state, outcome.cost, scores[0], steps=steps)
 
 
+def band_of(cost: int, budget: int, factor: float) -> int:
+    """Return the band of a plan: 0 from the budget down to (but without) budget / factor, 1 below it, and so on."""
+    band = 0
+    while cost * factor ** (band + 1) <= budget:
+        band += 1
+    return band
+
+
 def _course(request: Evaluate) -> tuple[str, int, float]:
     """What requests have in common when one continues the other."""
     return request.plan.digest, request.seed, request.lr_scale

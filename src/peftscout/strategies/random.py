@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftscout.outcome import Evaluate, Outcome
-from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.base import Problem, Strategy, trials_used
 
 ATTEMPTS = 1000
 """Draws without a new plan after which a space counts as exhausted."""
+
+ROUNDING = 1e-9
+"""Slack for sums of shares of trials."""
 
 
 def random_search(problem: Problem) -> Strategy:
@@ -23,10 +26,10 @@ class _RandomSearch:
         self._problem = problem
         self._rng = np.random.default_rng(problem.seed)
         self._asked = {problem.baseline.digest}
-        self._left = None if problem.trials is None else problem.trials - 1
+        self._left: float | None = None if problem.trials is None else problem.trials - 1
 
     def ask(self, capacity: int) -> Sequence[Evaluate]:
-        wanted = capacity if self._left is None else min(capacity, self._left)
+        wanted = capacity if self._left is None else min(capacity, int(self._left + ROUNDING))
         requests = []
         for _ in range(wanted):
             request = self._draw()
@@ -39,7 +42,9 @@ class _RandomSearch:
         return requests
 
     def tell(self, request: Evaluate, outcome: Outcome) -> None:
-        """Nothing follows from it."""
+        """Nothing follows from it, except that what was stopped early leaves room for more."""
+        if self._left is not None:
+            self._left += 1 - trials_used(request, outcome)
 
     def _draw(self) -> Evaluate | None:
         p = self._problem
