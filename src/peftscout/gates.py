@@ -119,10 +119,12 @@ class Gates:
     Attributes:
         on: ``[modules]``; 0 is absent.
         size: weight of each size, ``[modules, levels]``; every row sums to 1.
+        probed: ``[modules]``: which closed modules are computed where gate gradients are wanted; ``None``: all of them.
     """
 
     on: Floats
     size: Floats
+    probed: NDArray[np.bool_] | None = None
 
     @classmethod
     def of_plan(cls, plan: Plan, modules: Modules) -> Self:
@@ -164,6 +166,7 @@ class WeightTraining:
         seed: of initialisation, data order and dropout.
         saliency: whether steps report `Step.saliency` and `Step.agreement`; zero otherwise.
         validation_share: share of validation rows in a batch of both halves.
+        held_out: share of the training rows that are validation rows, which the weights never see.
     """
 
     steps: int
@@ -173,6 +176,7 @@ class WeightTraining:
     seed: int
     saliency: bool = False
     validation_share: float = 0.25
+    held_out: float = 0.5
 
 
 class Kept(NamedTuple):
