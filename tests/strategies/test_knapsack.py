@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -138,7 +138,7 @@ def test_the_rungs_of_a_ladder_cost_and_are_worth_more_the_higher_they_are(probl
     rungs = ladder(costs, values, sorted(budgets))
     for array in (costs, values):
         totals = [sum(array[t] for t in chosen.items()) for chosen in rungs]
-        assert all(low <= high + 1e-9 for low, high in zip(totals, totals[1:], strict=False))
+        assert all(low <= high + 1e-9 for low, high in pairwise(totals))
 
 
 def test_a_ladder_without_budgets_or_within_which_nothing_fits_is_empty() -> None:
