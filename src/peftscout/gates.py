@@ -159,13 +159,15 @@ class WeightTraining:
     """How the weights of a supernet are trained, next to its gates.
 
     Attributes:
-        steps: over which the learning rate falls linearly to 0; a search may end earlier.
+        steps: over which the learning rate falls linearly to ``last_rate`` of itself; a search may end earlier.
         learning_rate: of every op; ``None``: the rates that plans are trained with, one for each op family.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         seed: of initialisation, data order and dropout.
         saliency: whether steps report `Step.saliency` and `Step.agreement`; zero otherwise.
         validation_share: share of validation rows in a batch of both halves.
+        lr_scale: factor on the learning rate of every op, head included.
+        last_rate: share of the learning rate that is left at the end.
         held_out: share of the training rows that are validation rows, which the weights never see.
     """
 
@@ -176,6 +178,8 @@ class WeightTraining:
     seed: int
     saliency: bool = False
     validation_share: float = 0.25
+    lr_scale: float = 1.0
+    last_rate: float = 0.0
     held_out: float = 0.5
 
 

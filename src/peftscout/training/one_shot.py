@@ -343,17 +343,22 @@ class _Weights:
         if training.learning_rate is not None:
             rates |= {op: training.learning_rate for op in rates if op != "head"}
         settings = replace(evaluator.settings, learning_rates=rates, weight_decay=training.weight_decay)
-        self._optimiser = torch.optim.AdamW(parameter_groups(tuner.parameters_by_op(self.net.model), settings, 1.0))
+        self._optimiser = torch.optim.AdamW(
+            parameter_groups(tuner.parameters_by_op(self.net.model), settings, training.lr_scale)
+        )
         self._base_rates = [group["lr"] for group in self._optimiser.param_groups]
         self.parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
-        self._steps = training.steps
+        self._steps, self._last_rate = training.steps, training.last_rate
         self._set_rates(0)
 
+    def _rate_factor(self, step: int) -> float:
+        """Linear decay without a warm-up."""
+        return max(self._last_rate, 1 - (1 - self._last_rate) * step / self._steps)
+
     def _set_rates(self, step: int) -> None:
-        """Linear decay to 0 without a warm-up."""
         self._step = step
         for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * max(0.0, 1 - step / self._steps)
+            group["lr"] = rate * self._rate_factor(step)
 
     def update(self) -> None:
         """One clipped optimiser step on the gradients; tensors without one are left alone."""
@@ -364,7 +369,7 @@ class _Weights:
     def scaled_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Return every gradient, clipped, times the learning rate of the step that was just taken."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
-        decay = max(0.0, 1 - (self._step - 1) / self._steps)
+        decay = self._rate_factor(self._step - 1)
         return {
             p: rate * decay * p.grad.detach().clone()
             for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True)
