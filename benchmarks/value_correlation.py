@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from peftscout.gates import Gates, Modules, WeightTraining
+from peftscout.gates import Gates, Modules
 from peftscout.outcome import Evaluate, Fidelity
 from peftscout.plan import Budget, Plan
 from peftscout.preparation import make_evaluator
@@ -67,8 +67,7 @@ def predictions(problem: Problem, plans: Sequence[Plan], evaluator: Evaluator, s
     modules = Modules(problem.space)
     most = max(problem.budget.parameters, *(plan.cost(problem.sites) for plan in plans))
     search = ScoutSearch(modules, most, steps, problem.seed, OPTIONS, problem.baseline)
-    o = OPTIONS
-    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, held_out=o.held_out)
+    o, training = OPTIONS, OPTIONS.training(steps, problem.seed)
     with TemporaryDirectory() as folder, one_shot_factory(evaluator, problem.space, Path(folder))(training) as one_shot:
         run_search(search, one_shot, o.keep_every)
         losses = [one_shot.held_out_loss(Gates.of_plan(plan, modules), o.ranking_rows) for plan in plans]

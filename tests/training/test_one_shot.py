@@ -243,6 +243,16 @@ def test_so_many_of_the_rows_are_held_out_and_never_none_or_all(evaluator, share
     assert len(drawn.halves["train"]) == len(evaluator.data.train) - rows
 
 
+def test_the_learning_rate_falls_from_its_factor_to_its_end(evaluator, tmp_path):
+    training = replace(TRAINING, steps=4, lr_scale=3.0, last_rate=0.5)
+    with one_shot_factory(evaluator, lora_space(evaluator), tmp_path)(training) as one_shot:
+        rates = []
+        for _ in range(6):
+            rates.append({group["lr"] for group in one_shot._weights._optimiser.param_groups})
+            one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
+    assert [rate for (rate,) in rates] == pytest.approx([3e-2 * f for f in (1, 0.875, 0.75, 0.625, 0.5, 0.5)])
+
+
 def test_the_second_order_gradient_is_the_slope_of_the_loss_after_a_step(evaluator, tmp_path):
     """By finite differences in double precision through a plain gradient step, which AdamW's is replaced by."""
     evaluator = copy.deepcopy(evaluator)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftscout.gates import Floats, Gates, Kept, Modules, WeightTraining
+from peftscout.gates import Floats, Gates, Kept, Modules
 from peftscout.plan import Plan
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.knapsack import ladder
@@ -50,8 +50,7 @@ def scout(problem: Problem, options: ScoutOptions | None = None) -> Strategy:
     o = options or ScoutOptions()
     steps = o.steps_of(problem.fidelity.steps)
     search = ScoutSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o, problem.baseline)
-    training = WeightTraining(steps, o.learning_rate, o.weight_decay, o.clip, problem.seed, held_out=o.held_out)
-    return ScoutChecks(problem, training, search, o)
+    return ScoutChecks(problem, o.training(steps, problem.seed), search, o)
 
 
 @dataclass(frozen=True)

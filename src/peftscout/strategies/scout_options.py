@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peftscout.errors import ConfigError
+from peftscout.gates import WeightTraining
 
 Measure = Literal["difference", "removal", "opening", "fisher"]
 
@@ -21,6 +22,8 @@ class ScoutOptions:
         fraction: steps of the supernet, as a share of those of one evaluation.
         steps: steps of the supernet, in the place of ``fraction``.
         learning_rate: of the supernet's weights; ``None``: the study's own rates of each op.
+        lr_scale: factor on all learning rates of the supernet, head included.
+        last_rate: share of the learning rate that is left at the end: the supernet sees the first part of a training.
         weight_decay: of the supernet's weights.
         clip: largest norm of their gradient.
         held_out: share of the training rows that the supernet does not see: the ladder is ranked on them.
@@ -47,6 +50,8 @@ class ScoutOptions:
     fraction: float = 0.5
     steps: int | None = None
     learning_rate: float | None = None
+    lr_scale: float = 1.0
+    last_rate: float = 0.5
     weight_decay: float = 0.0
     clip: float = 1.0
     held_out: float = 0.2
@@ -68,7 +73,7 @@ class ScoutOptions:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ConfigError(f"measure {self.measure!r}: must be one of {', '.join(MEASURES)}")
-        for name in ("fraction", "clip", "memory"):
+        for name in ("fraction", "clip", "memory", "lr_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be above 0")
         for name in ("steps", "learning_rate"):
@@ -83,6 +88,8 @@ class ScoutOptions:
         for name in ("held_out", "shrink_from"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be between 0 and 1")
+        if not 0 <= self.last_rate <= 1:
+            raise ConfigError(f"last_rate {self.last_rate!r}: must be within 0 and 1")
         if not 0 < self.open_from <= self.open_to <= 1:
             raise ConfigError(f"open_from {self.open_from!r}, open_to {self.open_to!r}: must rise within 0 and 1")
         if not self.slack_from >= self.slack_to >= 1:
@@ -94,6 +101,13 @@ class ScoutOptions:
         if not isinstance(rungs, list | tuple) or not all(isinstance(r, int | float) and 0 < r <= 1 for r in rungs):
             raise ConfigError(f"ladder {rungs!r}: must be a list of shares of the budget, above 0 and up to 1")
         object.__setattr__(self, "ladder", tuple(sorted({1.0, *map(float, rungs)}, reverse=True)))
+
+    def training(self, steps: int, seed: int) -> WeightTraining:
+        """Return how the weights of the supernet are trained."""
+        return WeightTraining(
+            steps, self.learning_rate, self.weight_decay, self.clip, seed,
+            lr_scale=self.lr_scale, last_rate=self.last_rate, held_out=self.held_out,
+        )  # fmt: skip
 
     def steps_of(self, one_training: int) -> int:
         """Return the steps of the supernet, where one evaluation has ``one_training``."""
