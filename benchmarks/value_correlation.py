@@ -8,9 +8,9 @@ and seed, scout searches once (nothing is dropped, so that every module keeps it
 plans is written beside what training them from fresh weights gives. A set is a budget, or ``across``: random plans of
 five budgets from 0.02 % to 0.5 %. Predictors:
 
-    difference, removal, opening, fisher   the sum over the plan of the value of each level, by each measure
-    supernet_loss                          held-out loss with the supernet's weights, with a minus
-    cost                                   the parameters: what a larger plan is worth for being larger
+    difference, removal, opening, fisher, saliency   the sum over the plan of the value of each level, by each measure
+    supernet_loss   held-out loss with the supernet's weights, with a minus
+    cost            the parameters: what a larger plan is worth for being larger
 
 Every training appends a row to ``results/value_correlation.csv``; rows that are there are not computed again.
 
@@ -67,7 +67,7 @@ def predictions(problem: Problem, plans: Sequence[Plan], evaluator: Evaluator, s
     modules = Modules(problem.space)
     most = max(problem.budget.parameters, *(plan.cost(problem.sites) for plan in plans))
     search = ScoutSearch(modules, most, steps, problem.seed, OPTIONS, problem.baseline)
-    o, training = OPTIONS, OPTIONS.training(steps, problem.seed)
+    o, training = OPTIONS, replace(OPTIONS.training(steps, problem.seed), saliency=True)
     with TemporaryDirectory() as folder, one_shot_factory(evaluator, problem.space, Path(folder))(training) as one_shot:
         run_search(search, one_shot, o.keep_every)
         losses = [one_shot.held_out_loss(Gates.of_plan(plan, modules), o.ranking_rows) for plan in plans]

@@ -100,6 +100,17 @@ def test_scout_ranks_plans_on_a_supernet_and_trains_the_first_from_fresh_and_fro
     assert len(set(losses)) > 1
 
 
+def test_where_scouts_supernet_diverges_uniform_lora_is_the_result_and_it_is_said(models, data, tmp_path, capsys):
+    options = {**SCOUT["strategy_options"], "lr_scale": 1e30}
+    result = peftscout.search(
+        models("bert"), data, budget="5%", study=tmp_path / "s", strategy="scout", space="lora",
+        **{**SCOUT, "strategy_options": options, "progress": True},
+    )  # fmt: skip
+    (baseline,) = read_records(tmp_path / "s")
+    assert result.plan == baseline.request.plan
+    assert "scout trains no plan: the supernet's loss is" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_state_of_the_search_is_kept_in_the_study_as_safetensors_and_json(models, data, tmp_path):
     where = {"budget": "2%", "study": tmp_path / "s", "strategy": "s3delta", "space": "s3delta-l"}
     first = peftscout.search(models("bert"), data, **where, **QUICK)

@@ -113,6 +113,13 @@ def test_a_step_takes_one_pass_and_ranking_none() -> None:
     assert len(search.losses) == len(search.candidates())
 
 
+@pytest.mark.parametrize("measure", ["removal", "fisher", "saliency"])
+def test_every_other_measure_gives_plans_too(measure: str) -> None:
+    search, _ = searched(ScoutOptions(steps=30, measure=measure), budget=4 * 64)
+    assert len(search.select()) == 4
+    assert search.o.training(30, 0).saliency is (measure == "saliency")
+
+
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +325,7 @@ def test_the_supernet_gets_a_share_of_the_steps_of_one_training() -> None:
 
     scout(replace(p, one_shot=note, fidelity=replace(p.fidelity, steps=50))).ask(1)
     assert opened[0].steps == 25
-    assert (opened[0].held_out, opened[0].lr_scale, opened[0].last_rate) == (0.2, 1.0, 0.5)
+    assert (opened[0].held_out, opened[0].lr_scale, opened[0].last_rate) == (0.2, 0.3, 0.5)
     assert ScoutOptions(steps=7).steps_of(50) == 7
     assert ScoutOptions(fraction=0.001).steps_of(50) == 1
 
@@ -338,7 +345,7 @@ def test_what_cannot_work_is_refused_before_anything_runs() -> None:
         {"measure": "guess"}, {"fraction": 0}, {"steps": 0}, {"clip": -1}, {"memory": 0},
         {"lr_scale": 0}, {"last_rate": 1.5}, {"learning_rate": 0.0},
         {"weight_decay": -1.0}, {"alternatives": -1}, {"shrinks": -1}, {"checks": 0}, {"keep_every": 0},
-        {"ranking_rows": 0}, {"held_out": 1.0}, {"shrink_from": 0}, {"open_from": 0.95}, {"open_to": 1.5},
+        {"ranking_rows": 0}, {"held_out": 1.0}, {"shrink_from": 0}, {"open_from": 1.5}, {"open_to": 0.3},
         {"slack_from": 1.0}, {"slack_to": 0.5}, {"ladder": [0.5, 2]}, {"ladder": "all"}, {"ladder": [0]},
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from contract import drive, problem
 from test_one_shot_strategy import TRAINING, Counting, Disk
 
+from peftscout.errors import DivergedSupernetError, StudyError
 from peftscout.gates import Modules
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
@@ -150,6 +151,21 @@ def test_the_learning_rate_is_the_one_the_rates_were_made_for_where_it_is_allowe
     for scales, expected in (((0.3, 1.0), 1.0), ((0.5, 2.0), 0.5)):
         p, s, _ = checks(lr_scales=scales, baseline_at=0)
         assert {r.lr_scale for r in drive(lambda _, s=s: s, p)[1:]} == {expected}
+
+
+def test_where_the_supernet_diverges_nothing_is_asked_for_and_it_says_why() -> None:
+    p, s, _ = checks()
+    s._search.advance = lambda one_shot: (_ for _ in ()).throw(DivergedSupernetError("the loss is nan: lower it"))
+    assert len(drive(lambda _: s, p)) == 1
+    assert s.note == "scout trains no plan: the loss is nan: lower it"
+    assert s.ask(3) == []
+
+
+def test_other_errors_of_the_supernet_are_not_hidden() -> None:
+    p, s, _ = checks()
+    s._search.advance = lambda one_shot: (_ for _ in ()).throw(StudyError("the saved search cannot be read"))
+    with pytest.raises(StudyError, match="saved"):
+        drive(lambda _: s, p)
 
 
 def test_at_another_learning_rate_uniform_lora_is_not_known() -> None:

@@ -11,6 +11,7 @@ from toy_one_shot import ToyOneShot
 from fake_sites import fake_sites
 from peftscout.gates import Gates, Modules, Step
 from peftscout.space import Choice, Space
+from peftscout.strategies.scout_options import MEASURES
 from peftscout.strategies.scout_values import OFF, ON, GateSlopes, block_slopes
 
 SIZES = (1, 2, 4)
@@ -124,8 +125,27 @@ def test_old_slopes_fade() -> None:
     assert slopes.mean(ON)[0, 0] == pytest.approx(-1.0, abs=1e-2)
 
 
+def test_saliency_is_the_mean_of_what_a_module_had_at_that_level() -> None:
+    slopes = GateSlopes((2, 2), 1e12)
+    for level, saliency in ((0, 1.0), (0, 3.0), (1, 8.0)):
+        step = Step(0.0, np.zeros(2), np.zeros((2, 2)), np.full(2, saliency), np.zeros(2))
+        slopes.see(Gates(np.array([1.0, 0.0]), np.eye(2)[[level, 0]]), step)
+    assert slopes.values("saliency") == pytest.approx(np.array([[2.0, 8.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_seen(broken: float) -> None:
+    slopes = GateSlopes((2, 1), 1e12)
+    gates = Gates(np.ones(2), np.ones((2, 1)))
+    for slope, saliency in (([-1.0, -2.0], 1.0), ([broken, -2.0], broken)):
+        seen = Step(0.0, np.array(slope), np.zeros((2, 1)), np.full(2, saliency), np.zeros(2))
+        slopes.see(gates, seen)
+    assert slopes.values("removal")[:, 0].tolist() == pytest.approx([1.0, 2.0])
+    assert slopes.values("saliency")[:, 0].tolist() == pytest.approx([1.0, 1.0])
+
+
 def test_what_was_never_seen_is_worth_nothing() -> None:
-    for measure in ("difference", "removal", "opening", "fisher"):
+    for measure in MEASURES:
         assert not GateSlopes((2, 3), 5.0).values(measure).any()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from peftscout.errors import ConfigError
+from peftscout.errors import ConfigError, DivergedSupernetError
 from peftscout.gates import WeightTraining
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
@@ -42,7 +42,10 @@ class ScoutChecks:
     The first plan is trained from fresh weights and from its weights in the supernet. The plans after it start as the
     better of the two did. The last check goes to the best plan so far, the other way round, unless it had both: so what
     the search learnt is used where it helps, and never where it does not. All that is scored stays in the study, which
-    keeps the best, uniform LoRA included.
+    keeps the best, uniform LoRA included. Where the supernet diverges nothing is asked for, and uniform LoRA is left.
+
+    Attributes:
+        note: why nothing is asked for, for people; ``None`` where all is well.
 
     Args:
         problem: with a `one_shot`.
@@ -63,6 +66,7 @@ class ScoutChecks:
             raise ConfigError("strategy 'scout': needs a supernet, which this problem comes without")
         self._problem, self._open, self._training, self._search = problem, problem.one_shot, training, search
         self._o = options
+        self.note: str | None = None
         self._lr_scale = 1.0 if 1.0 in problem.lr_scales else problem.lr_scales[0]
         self._requests: dict[_Check, Evaluate] | None = None
         self._asked: dict[_Check, Evaluate] = {}
@@ -90,7 +94,11 @@ class ScoutChecks:
     def _possible(self) -> dict[_Check, Evaluate]:
         """Return every check that can be asked for; the first call searches."""
         if self._requests is None:
-            self._requests = self._searched()
+            try:
+                self._requests = self._searched()
+            except DivergedSupernetError as error:
+                self.note = f"scout trains no plan: {error}"
+                self._requests, self._left = {}, 0
             for check, request in self._requests.items():
                 if request.key in self._scores:
                     self._asked[check] = request  # uniform LoRA, which is trial 0
@@ -113,6 +121,8 @@ class ScoutChecks:
     def _next(self) -> _Check | None:
         """Return the next check; ``None``: it depends on an outcome that is not there yet, or nothing is left."""
         possible = self._possible()
+        if not possible:
+            return None
         both = [check for check in (_Check(0, warm=False), _Check(0, warm=True)) if check in possible]
         for check in both:
             if check not in self._asked:

@@ -8,10 +8,10 @@ from typing import Literal
 from peftscout.errors import ConfigError
 from peftscout.gates import WeightTraining
 
-Measure = Literal["difference", "removal", "opening", "fisher"]
+Measure = Literal["difference", "removal", "opening", "fisher", "saliency"]
 
-MEASURES: tuple[Measure, ...] = ("difference", "removal", "opening", "fisher")
-"""How the worth of a block of units follows from the slopes at its gate; see `GateSlopes.values`."""
+MEASURES: tuple[Measure, ...] = ("difference", "removal", "opening", "fisher", "saliency")
+"""How the worth of a level follows from what was seen at its gate; see `GateSlopes.values`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class ScoutOptions:
         fraction: steps of the supernet, as a share of those of one evaluation.
         steps: steps of the supernet, in the place of ``fraction``.
         learning_rate: of the supernet's weights; ``None``: the study's own rates of each op.
-        lr_scale: factor on all learning rates of the supernet, head included.
+        lr_scale: factor on all learning rates of the supernet, head included. Below 1, because all that is open moves
+            at once, and overshoots together at the rates of a single plan.
         last_rate: share of the learning rate that is left at the end: the supernet sees the first part of a training.
         weight_decay: of the supernet's weights.
         clip: largest norm of their gradient.
@@ -30,7 +31,8 @@ class ScoutOptions:
         open_from: each step draws the share of modules that are on, evenly between this
         open_to: and this.
         measure: of what a level is worth. ``difference``: the loss without it less the loss with it, from the slopes at
-            both ends; ``removal`` and ``opening``: from one end alone; ``fisher``: from the squared slope.
+            both ends; ``removal`` and ``opening``: from one end alone; ``fisher``: from the squared slope;
+            ``saliency``: sum abs(theta * gradient).
         memory: share of the steps after which a slope counts 1/e of a new one.
         ladder: budgets for which a plan is made, as shares of the budget; 1 is always among them.
         alternatives: plans at the whole budget besides the result, from values that are shaken a little.
@@ -50,13 +52,13 @@ class ScoutOptions:
     fraction: float = 0.5
     steps: int | None = None
     learning_rate: float | None = None
-    lr_scale: float = 1.0
+    lr_scale: float = 0.3
     last_rate: float = 0.5
     weight_decay: float = 0.0
     clip: float = 1.0
     held_out: float = 0.2
-    open_from: float = 0.1
-    open_to: float = 0.9
+    open_from: float = 0.5
+    open_to: float = 1.0
     measure: Measure = "difference"
     memory: float = 0.3
     ladder: tuple[float, ...] = (1.0, 0.71, 0.5, 0.35, 0.25)
@@ -105,7 +107,7 @@ class ScoutOptions:
     def training(self, steps: int, seed: int) -> WeightTraining:
         """Return how the weights of the supernet are trained."""
         return WeightTraining(
-            steps, self.learning_rate, self.weight_decay, self.clip, seed,
+            steps, self.learning_rate, self.weight_decay, self.clip, seed, saliency=self.measure == "saliency",
             lr_scale=self.lr_scale, last_rate=self.last_rate, held_out=self.held_out,
         )  # fmt: skip
 

@@ -35,27 +35,36 @@ class GateSlopes:
         weight: how much was seen, ``[off and on, modules, levels]``.
         first: weighted sum of slopes, of that shape.
         second: weighted sum of their squares.
+        seen_at: how often a module was on at each level, weighted, ``[modules, levels]``.
+        saliency: weighted sum of `Step.saliency` at these, of that shape.
     """
 
     def __init__(self, shape: tuple[int, int], memory: float) -> None:
         self._decay = float(np.exp(-1 / memory))
         self.weight, self.first, self.second = (np.zeros((2, *shape)) for _ in range(3))
+        self.seen_at, self.saliency = np.zeros(shape), np.zeros(shape)
 
     def see(self, gates: Gates, step: Step) -> None:
         """Take note of a step with hard ``gates``: each is 0 or 1, and all weight is on one size.
 
-        Of a closed module only block 0 is seen, for which all weight has to be on its smallest size.
+        Of a closed module only block 0 is seen, for which all weight has to be on its smallest size. What is not finite
+        is not seen.
         """
         level = gates.size.argmax(1)
         slopes = block_slopes(step, level)
+        finite = np.isfinite(slopes)
         on = gates.on > 0
         closed = ~on if gates.probed is None else ~on & gates.probed
         blocks = np.arange(slopes.shape[1])
         shown = on[:, None] & (blocks <= level[:, None])
         hidden = (on[:, None] & (blocks > level[:, None])) | (closed[:, None] & (blocks == 0))
-        for array in (self.weight, self.first, self.second):
-            array *= self._decay
+        for name in _ARRAYS:
+            setattr(self, name, getattr(self, name) * self._decay)
+        at = on[:, None] & (blocks == level[:, None]) & np.isfinite(step.saliency)[:, None]
+        self.seen_at += at
+        self.saliency += np.where(at, step.saliency[:, None], 0.0)
         for end, seen in ((OFF, hidden), (ON, shown)):
+            seen &= finite
             self.weight[end] += seen
             self.first[end] += np.where(seen, slopes, 0.0)
             self.second[end] += np.where(seen, slopes**2, 0.0)
@@ -73,7 +82,12 @@ class GateSlopes:
         * ``removal``: -L'(1), the first-order Taylor value;
         * ``opening``: -L'(0);
         * ``fisher``: the mean of L'(1)^2 over batches, halved: the second-order value where the first vanishes.
+
+        By ``saliency`` it is, of the level at once, the mean of sum abs(theta * gradient) over steps at that level:
+        what BIPEFT ranks by, not per parameter. It has no sign and little noise, and grows with the size.
         """
+        if measure == "saliency":
+            return np.asarray(self.saliency / np.maximum(self.seen_at, 1e-30))
         off, on = self.mean(OFF), self.mean(ON)
         match measure:
             case "difference":
@@ -88,12 +102,15 @@ class GateSlopes:
 
     def state(self) -> dict[str, Floats]:
         """Return the arrays that `load` needs."""
-        return {name: getattr(self, name) for name in ("weight", "first", "second")}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def load(self, arrays: dict[str, Floats]) -> None:
         """Take up a `state`."""
         for name, array in arrays.items():
             setattr(self, name, array.copy())
+
+
+_ARRAYS = ("weight", "first", "second", "seen_at", "saliency")
 
 
 def block_slopes(step: Step, level: NDArray[np.int64]) -> Floats:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peftscout import tuner
-from peftscout.errors import StudyError
+from peftscout.errors import DivergedSupernetError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.plan import Plan
 from peftscout.space import Space
@@ -97,7 +97,7 @@ class SupernetInTraining:
         """Pass over the next batch of ``split``; see `strategies.one_shot.OneShot.step`.
 
         Raises:
-            StudyError: when the loss is not finite.
+            DivergedSupernetError: when the loss is not finite.
         """
         weights = self._weights
         leaves = weights.net.trace_gates(gates) if gate_gradients else None
@@ -116,7 +116,7 @@ class SupernetInTraining:
         """Pass once over rows of both halves and step on the weights; see `strategies.one_shot.OneShot.split`.
 
         Raises:
-            StudyError: when the loss is not finite, or the model mixes the rows of a batch.
+            DivergedSupernetError: when the loss is not finite, or the model mixes the rows of a batch.
         """
         weights, net = self._weights, self._weights.net
         batch, first = self._rows.draw_both()
@@ -233,7 +233,7 @@ class SupernetInTraining:
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = task_loss(logits, labels, self._evaluator.predictor.regression)
         if not torch.isfinite(loss):
-            raise StudyError(
+            raise DivergedSupernetError(
                 f"the supernet's loss is {loss.item()} at step {self.steps + 1}: "
                 "set a lower strategy_options.learning_rate"
             )
