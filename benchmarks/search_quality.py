@@ -1,11 +1,11 @@
 """Is what a search finds better than a random plan, and than uniform LoRA, of the same budget?
 
-    python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies bipeft s3delta random]
+    python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies scout bipeft s3delta random]
     python benchmarks/search_quality.py table
 
 GLUE: folder with sst2/, cola/, stsb/. For every task, budget and seed each strategy searches once on MiniLM; its plan
 is then trained from fresh weights with that seed; so are the first 8 plans of random search, and uniform LoRA. Scores
-are those of the last step on the search split, of which neither differentiable search sees a row. ``best of 8`` is
+are those of the last step on the search split, of which no search on a supernet sees a row. ``best of 8`` is
 chosen by the very scores that it reports, so it is flattered. A search costs its CPU time over that of one training.
 
 Every training appends a row to ``results/search_quality.csv``; rows that are there are not computed again, so that a
@@ -46,6 +46,7 @@ BUDGETS = ("0.02%", "0.1%", "0.5%")
 STEPS, ROWS, SEARCH_ROWS = 110, 1500, 500
 RANDOM_PLANS = 8
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "scout": ("scout", {}),
     "bipeft": ("bipeft", {}),
     "bipeft-split": ("bipeft", {"estimator": "split"}),
     "s3delta": ("s3delta", {}),

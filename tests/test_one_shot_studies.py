@@ -28,6 +28,7 @@ QUICK = {
     "strategy_options": {"keep_every": 3},
     "training": {"batch_size": 8, "threads": 1},
 }
+SCOUT = {**QUICK, "strategy_options": {"keep_every": 3, "steps": 6, "ranking_rows": 16}}
 PAIRS = (("bipeft", "bipeft-s1"), ("bipeft", "bipeft-s2"), ("s3delta", "s3delta-m"), ("s3delta", "lora"))
 
 
@@ -75,6 +76,41 @@ def test_a_study_searches_on_a_supernet_and_evaluates_the_result(models, data, t
     assert all(0 < t["cost"] <= result.summary["budget"]["parameters"] for t in (found, *alternatives))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize("space", ["all", "lora", "bipeft-s2"])
+def test_scout_ranks_plans_on_a_supernet_and_trains_the_first_from_fresh_and_from_its_weights(
+    models, data, tmp_path, name, space
+):
+    result = peftscout.search(
+        models(name), data, budget="5%", study=tmp_path / "s", strategy="scout", space=space, **{**SCOUT, "trials": 4}
+    )
+    baseline, *checks = read_records(tmp_path / "s")
+    assert baseline.request.label.startswith("uniform LoRA")
+    assert len(checks) == 3
+    assert all(r.outcome.done for r in checks)
+    assert all(0 < r.outcome.cost <= result.summary["budget"]["parameters"] for r in checks)
+    plans = [r.request.plan for r in checks if r.request.plan != baseline.request.plan]
+    assert plans[0] in [r.request.plan for r in checks if r.request.initial]
+    spent = result.summary["spent"]["supernet"]
+    assert spent["steps"] == 6
+    assert 6 < spent["passes"] < 12
+    events = [json.loads(line) for line in (tmp_path / "s" / "search" / "events.jsonl").read_text().splitlines()]
+    losses = [entry["held_out_loss"] for entry in events[-1]["ranking"]]
+    assert len(set(losses)) > 1
+
+
+def test_where_scouts_supernet_diverges_uniform_lora_is_the_result_and_it_is_said(models, data, tmp_path, capsys):
+    options = {**SCOUT["strategy_options"], "lr_scale": 1e30}
+    result = peftscout.search(
+        models("bert"), data, budget="5%", study=tmp_path / "s", strategy="scout", space="lora",
+        **{**SCOUT, "strategy_options": options, "progress": True},
+    )  # fmt: skip
+    (baseline,) = read_records(tmp_path / "s")
+    assert result.plan == baseline.request.plan
+    assert "scout trains no plan: the supernet's loss is" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_state_of_the_search_is_kept_in_the_study_as_safetensors_and_json(models, data, tmp_path):
     where = {"budget": "2%", "study": tmp_path / "s", "strategy": "s3delta", "space": "s3delta-l"}
     first = peftscout.search(models("bert"), data, **where, **QUICK)
@@ -99,7 +135,7 @@ def test_a_space_with_switches_is_refused_before_any_training(models, data, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m")])
+@pytest.mark.parametrize(("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m"), ("scout", "all")])
 def test_killed_at_any_moment_a_search_ends_with_the_same_state_and_trials(models, data, tmp_path, strategy, space):
     options = {"keep_every": 2, "steps": 20}
     if strategy == "bipeft":

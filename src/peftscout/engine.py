@@ -23,7 +23,7 @@ from peftscout.preparation import Prepared, encode_split, make_evaluator
 from peftscout.report.progress import Reporter
 from peftscout.report.summary import SupernetSpent, summarise
 from peftscout.strategies import make_strategy, with_fidelity
-from peftscout.strategies.base import Problem
+from peftscout.strategies.base import Problem, Strategy
 from peftscout.study import Study, write_json
 from peftscout.tasks import Task, compute_metrics
 from peftscout.training.evaluator import Evaluator, save_adapter
@@ -160,6 +160,7 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     noted: str | None = None
     while not (_trials_are_up(prepared, records) or _time_is_up(runner, prepared, records)):
         requests = strategy.ask(runner.capacity if config.time is None else 1)
+        noted = _noted(strategy, noted, runner.reporter)
         if not requests:
             break
         for request in requests:
@@ -167,9 +168,7 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
         for record in runner.together(requests, "search"):
             records.append(record)
             strategy.tell(record.request, _outcome(record))
-        if (note := getattr(strategy, "note", None)) != noted and note is not None:
-            runner.reporter.note(note)
-            noted = note
+        noted = _noted(strategy, noted, runner.reporter)
     if (earlier := _best_observed(problem, records)) is not None:
         records += runner.together([earlier], "search")
     runner.reporter.planned(len(records) + later)
@@ -193,6 +192,14 @@ def _best_observed(problem: Problem, records: list[Record]) -> Evaluate | None:
     if score <= max(scores, default=-math.inf) or any(r.request.plan == request.plan for r in records):
         return None
     return replace(request, seed=problem.seed, label=f"{request.label}, from the other study")
+
+
+def _noted(strategy: Strategy, noted: str | None, reporter: Reporter) -> str | None:
+    """Tell what the strategy has to say, once; return it."""
+    note: str | None = getattr(strategy, "note", None)
+    if note is not None and note != noted:
+        reporter.note(note)
+    return note
 
 
 def _trials_are_up(prepared: Prepared, records: list[Record]) -> bool:

@@ -42,6 +42,10 @@ class StudyError(PeftscoutError):
     """A study folder that cannot be opened, continued or read."""
 
 
+class DivergedSupernetError(StudyError):
+    """A supernet whose loss is not finite any more."""
+
+
 class NothingFeasibleError(StudyError):
     """A search that ended without a single trial that has a score. The command line exits with 2."""
 

@@ -119,10 +119,12 @@ class Gates:
     Attributes:
         on: ``[modules]``; 0 is absent.
         size: weight of each size, ``[modules, levels]``; every row sums to 1.
+        probed: ``[modules]``: which closed modules are computed where gate gradients are wanted; ``None``: all of them.
     """
 
     on: Floats
     size: Floats
+    probed: NDArray[np.bool_] | None = None
 
     @classmethod
     def of_plan(cls, plan: Plan, modules: Modules) -> Self:
@@ -157,13 +159,16 @@ class WeightTraining:
     """How the weights of a supernet are trained, next to its gates.
 
     Attributes:
-        steps: over which the learning rate falls linearly to 0; a search may end earlier.
+        steps: over which the learning rate falls linearly to ``last_rate`` of itself; a search may end earlier.
         learning_rate: of every op; ``None``: the rates that plans are trained with, one for each op family.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         seed: of initialisation, data order and dropout.
         saliency: whether steps report `Step.saliency` and `Step.agreement`; zero otherwise.
         validation_share: share of validation rows in a batch of both halves.
+        lr_scale: factor on the learning rate of every op, head included.
+        last_rate: share of the learning rate that is left at the end.
+        held_out: share of the training rows that are validation rows, which the weights never see.
     """
 
     steps: int
@@ -173,6 +178,9 @@ class WeightTraining:
     seed: int
     saliency: bool = False
     validation_share: float = 0.25
+    lr_scale: float = 1.0
+    last_rate: float = 0.0
+    held_out: float = 0.5
 
 
 class Kept(NamedTuple):

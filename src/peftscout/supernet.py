@@ -105,11 +105,13 @@ class Supernet:
     def trace_gates(self, gates: Gates) -> Leaves:
         """Let the next passes compute with ``gates`` and return them as leaves of the graph.
 
-        Closed modules are computed too, so that the gradient says what opening them would do.
+        Closed modules are computed too, so that the gradient says what opening them would do; of those that are not
+        `Gates.probed` it is zero.
         """
         leaves = self._leaves(gates)
         each = self._gates(*leaves)
-        self._install((place, gate) for places, gate in zip(self._places, each, strict=True) for place in places)
+        computed = np.ones(len(each), dtype=bool) if gates.probed is None else gates.probed | (gates.on != 0)
+        self._install((place, each[m]) for m in np.flatnonzero(computed) for place in self._places[m])
         return leaves
 
     def trace_rows(self, gates: Gates, others: Gates, first: int, rows: int, *, weights: bool) -> OtherLeaves:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftscout.strategies.knapsack import greedy, knapsack
+from peftscout.strategies.knapsack import greedy, knapsack, ladder
 
 
 @st.composite
@@ -119,6 +119,39 @@ def test_where_the_table_would_not_fit_costs_are_rounded_up_and_the_budget_still
     costs, values = rng.integers(1000, 9000, (20, 2)), rng.random((20, 2))
     chosen = knapsack(costs, values, 50_000)
     assert 0.8 * 50_000 < sum(costs[m, k] for m, k in chosen.items()) <= 50_000
+
+
+@settings(max_examples=80)
+@given(problems(most_modules=8), st.lists(st.integers(0, 400), min_size=1, max_size=5))
+def test_a_ladder_has_for_each_budget_what_the_knapsack_of_that_budget_has(problem, budgets: list[int]) -> None:
+    costs, values, _ = problem
+    for chosen, budget in zip(ladder(costs, values, budgets), budgets, strict=True):
+        alone = knapsack(costs, values, budget)
+        assert sum(costs[m, k] for m, k in chosen.items()) <= budget
+        assert sum(values[t] for t in chosen.items()) == pytest.approx(sum(values[t] for t in alone.items()))
+
+
+@settings(max_examples=80)
+@given(problems(most_modules=12), st.lists(st.integers(0, 400), min_size=2, max_size=5))
+def test_the_rungs_of_a_ladder_cost_and_are_worth_more_the_higher_they_are(problem, budgets: list[int]) -> None:
+    costs, values, _ = problem
+    rungs = ladder(costs, values, sorted(budgets))
+    for array in (costs, values):
+        totals = [sum(array[t] for t in chosen.items()) for chosen in rungs]
+        assert all(low <= high + 1e-9 for low, high in pairwise(totals))
+
+
+def test_a_ladder_without_budgets_or_within_which_nothing_fits_is_empty() -> None:
+    assert ladder([[5]], [[1.0]], []) == []
+    assert ladder([[5]], [[1.0]], [4, 0, -1]) == [{}, {}, {}]
+    assert ladder([[5]], [[1.0]], [4, 5]) == [{}, {0: 0}]
+
+
+def test_a_quick_ladder_rounds_costs_up_and_keeps_every_budget() -> None:
+    rng = np.random.default_rng(0)
+    costs, values = rng.integers(1000, 9000, (20, 2)), rng.random((20, 2))
+    for chosen, budget in zip(ladder(costs, values, [20_000, 50_000], 2000), [20_000, 50_000], strict=True):
+        assert 0.7 * budget < sum(costs[m, k] for m, k in chosen.items()) <= budget
 
 
 def test_greedy_skips_what_does_not_fit_and_goes_on() -> None:

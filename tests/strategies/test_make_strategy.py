@@ -5,7 +5,7 @@ from peftscout.errors import ConfigError
 from peftscout.strategies import STRATEGIES, check_strategy, make_strategy
 from peftscout.strategies.autopeft import AutoPeft, AutoPeftOptions
 
-WITHOUT_SUPERNET = sorted(set(STRATEGIES) - {"bipeft", "s3delta"})
+WITHOUT_SUPERNET = sorted(set(STRATEGIES) - {"bipeft", "s3delta", "scout"})
 
 
 @pytest.mark.parametrize("name", WITHOUT_SUPERNET)

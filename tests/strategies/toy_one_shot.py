@@ -72,6 +72,12 @@ class ToyOneShot:
         gradients = (on, size) if gate_gradients else (none(on), none(size))
         return Step(loss, *gradients, np.abs(product).sum(1), agreement)
 
+    def held_out_loss(self, gates: Gates, rows: int) -> float:
+        """The loss without noise, as many rows would show it."""
+        if self.die_after is not None and self.passes >= self.die_after:
+            raise KeyboardInterrupt
+        return self._gradients(gates, self.theta, self.u)[0]
+
     def split(self, train: Gates, validation: Gates) -> tuple[Step, Step]:
         """Rows do not see each other, so this is the two passes, counted as one."""
         seen = self.step(validation, "validation", gate_gradients=True, update_weights=False)

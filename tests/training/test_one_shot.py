@@ -163,6 +163,96 @@ def test_closed_modules_have_no_saliency_and_no_gate_gradient_unless_it_is_asked
     assert traced.on[0] != 0
 
 
+def test_one_pass_trains_the_weights_and_says_what_the_gates_are_worth(one_shot):
+    """The gate gradients are those of a pass that leaves the weights alone, and so are the weights after it."""
+    gates = warm(one_shot)
+    drawn, before = dict(one_shot._rows.drawn), one_shot._weights.snapshot()
+    both = one_shot.step(gates, "train", gate_gradients=True, update_weights=True)
+    trained = one_shot._weights.state()
+    one_shot._weights.restore(before)
+    one_shot._rows.skip(drawn)
+    seen = one_shot.step(gates, "train", gate_gradients=True, update_weights=False)
+    assert np.array_equal(both.on, seen.on)
+    assert np.array_equal(both.size, seen.size)
+    one_shot._rows.skip(drawn)
+    one_shot.step(gates, "train", gate_gradients=False, update_weights=True)
+    alone = one_shot._weights.state()
+    assert all(np.allclose(trained[name], alone[name], atol=1e-6) for name in trained)
+
+
+def test_a_step_leaves_the_weights_of_closed_modules_alone_also_when_their_gate_gradients_are_wanted(one_shot):
+    gates = warm(one_shot)
+    closed = Gates(gates.on * (np.arange(len(gates.on)) > 0), gates.size)
+    parameters = one_shot._weights.net.parameters_of
+    before = [[p.detach().clone() for p in parameters(m)] for m in (0, 1)]
+    step = one_shot.step(closed, "train", gate_gradients=True, update_weights=True)
+    assert step.on[0] != 0
+    assert all(torch.equal(p, old) for p, old in zip(parameters(0), before[0], strict=True))
+    assert not any(torch.equal(p, old) for p, old in zip(parameters(1), before[1], strict=True))
+
+
+def test_closed_modules_that_are_not_probed_are_not_computed(one_shot):
+    gates = warm(one_shot)
+    closed = gates.on * (np.arange(len(gates.on)) > 1)
+    drawn = dict(one_shot._rows.drawn)
+
+    def seen(probed):
+        one_shot._rows.skip(drawn)
+        one_shot._products = {"train": {}, "validation": {}}
+        gated = Gates(closed, gates.size, probed)
+        return one_shot.step(gated, "validation", gate_gradients=True, update_weights=False)
+
+    everything, one = seen(None), seen(np.arange(len(closed)) == 1)
+    assert everything.on[0] != 0
+    assert one.on[0] == 0
+    assert one.loss == everything.loss
+    assert one.on[1:] == pytest.approx(everything.on[1:], rel=1e-4)
+
+
+def test_the_held_out_loss_is_that_of_the_gates_on_validation_rows_and_always_the_same(one_shot):
+    gates = warm(one_shot)
+    before, drawn, passes = one_shot._weights.state(), dict(one_shot._rows.drawn), one_shot.passes
+    loss = one_shot.held_out_loss(gates, 10**6)
+    rows = one_shot._rows.halves["validation"]
+    one_shot._weights.net.set_gates(gates)
+    model = one_shot._weights.net.model.eval()
+    with torch.no_grad():
+        batch = one_shot._evaluator.make_batch(rows.features, rows.references)
+        expected = model(**batch).loss.item()
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert one_shot.held_out_loss(gates, 10**6) == loss
+    assert one_shot.held_out_loss(gates, 5) != loss
+    assert one_shot._rows.drawn == drawn
+    assert one_shot.passes == pytest.approx(passes + 1)  # three times one batch
+    after = one_shot._weights.state()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert one_shot.step(gates, "train", gate_gradients=False, update_weights=True).loss > 0
+
+
+def test_a_held_out_loss_that_is_not_finite_is_the_worst_there_is(one_shot):
+    gates = warm(one_shot, 1)
+    with torch.no_grad():
+        one_shot._weights.head[0].fill_(float("nan"))
+    assert one_shot.held_out_loss(gates, 8) == np.inf
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.5, 60), (0.2, 24), (0.0001, 1), (0.9999, 119)])
+def test_so_many_of_the_rows_are_held_out_and_never_none_or_all(evaluator, share, rows):
+    drawn = RowsInHalves(evaluator.data.train, 8, 0, evaluator.make_batch, evaluator.device, held_out=share)
+    assert len(drawn.halves["validation"]) == rows
+    assert len(drawn.halves["train"]) == len(evaluator.data.train) - rows
+
+
+def test_the_learning_rate_falls_from_its_factor_to_its_end(evaluator, tmp_path):
+    training = replace(TRAINING, steps=4, lr_scale=3.0, last_rate=0.5)
+    with one_shot_factory(evaluator, lora_space(evaluator), tmp_path)(training) as one_shot:
+        rates = []
+        for _ in range(6):
+            rates.append({group["lr"] for group in one_shot._weights._optimiser.param_groups})
+            one_shot.step(open_gates(one_shot.modules), "train", gate_gradients=False, update_weights=True)
+    assert [rate for (rate,) in rates] == pytest.approx([3e-2 * f for f in (1, 0.875, 0.75, 0.625, 0.5, 0.5)])
+
+
 def test_the_second_order_gradient_is_the_slope_of_the_loss_after_a_step(evaluator, tmp_path):
     """By finite differences in double precision through a plain gradient step, which AdamW's is replaced by."""
     evaluator = copy.deepcopy(evaluator)

@@ -25,12 +25,12 @@ class SupernetSpent:
 
     Attributes:
         steps: optimiser steps of the supernet's weights.
-        passes: forward-backward passes.
+        passes: forward-backward passes, held-out batches counted as a third of one.
         seconds: wall time.
     """
 
     steps: int = 0
-    passes: int = 0
+    passes: float = 0.0
     seconds: float = 0.0
 
 

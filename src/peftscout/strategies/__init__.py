@@ -23,6 +23,8 @@ from peftscout.strategies.multi_fidelity_options import (
 from peftscout.strategies.one_epoch import OneEpoch
 from peftscout.strategies.random import random_search
 from peftscout.strategies.s3delta import S3DeltaOptions, s3delta
+from peftscout.strategies.scout import scout
+from peftscout.strategies.scout_options import ScoutOptions
 from peftscout.strategies.uniform import uniform
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
+    "scout": (scout, ScoutOptions),
     "autopeft": (autopeft, AutoPeftOptions),
     "design-spaces": (design_spaces, DesignSpacesOptions),
     "bipeft": (bipeft, BipeftOptions),
@@ -60,6 +63,7 @@ FIDELITIES: Mapping[str, type[FidelityOptions] | None] = {
 """Name -> options dataclass of how much training plans get; ``full``: all of them the full training."""
 
 _OWN_FIDELITIES = {
+    "scout": "searches on one supernet and has only the plans that it ranks first trained",
     "bipeft": "searches on one supernet and has only its results trained",
     "s3delta": "searches on one supernet and has only its results trained",
     "design-spaces": "halves groups of plans by itself (strategy_options.rungs)",

@@ -9,6 +9,7 @@ the budget, but best only up to the rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,47 +31,81 @@ def knapsack(costs: ArrayLike, values: ArrayLike, budget: int) -> dict[int, int]
     Raises:
         ValueError: on arrays of different shapes, costs below 1 at a level of positive value, NaN or infinity.
     """
+    (chosen,) = ladder(costs, values, [budget])
+    return chosen
+
+
+def ladder(
+    costs: ArrayLike, values: ArrayLike, budgets: Sequence[int], most_cells: int | None = None
+) -> list[dict[int, int]]:
+    """Return what `knapsack` returns for each of ``budgets``, all from one table.
+
+    The selection of a larger budget costs no less and is worth no less. Where costs have to be rounded up
+    (`MOST_CELLS`), the unit is that of the largest budget.
+
+    Args:
+        costs: as of `knapsack`.
+        values: as of `knapsack`.
+        budgets: in any order.
+        most_cells: in the place of `MOST_CELLS`, for an answer that is quick and only nearly best.
+    """
     cost, value = np.asarray(costs, dtype=np.int64), np.asarray(values, dtype=np.float64)
+    _check(cost, value)
+    useful = (value > 0) & (cost <= max(budgets, default=0))
+    modules = np.flatnonzero(useful.any(1))
+    if not len(modules):
+        return [{} for _ in budgets]
+    if not np.isfinite(value[useful]).all():
+        raise ValueError("values hold infinity")
+    unit = math.gcd(*map(int, cost[useful]))
+    most = min(max(budgets), int(np.where(useful, cost, 0).max(1).sum()))
+    unit = max(unit, -(-len(modules) * most // (MOST_CELLS if most_cells is None else most_cells)))
+    cost, room = -(-cost // unit), most // unit
+    best, taken = _table(cost, value, useful, modules, room)
+    return [_selected(cost, best, taken, modules, min(room, max(0, budget) // unit)) for budget in budgets]
+
+
+def _check(cost: NDArray[np.int64], value: NDArray[np.float64]) -> None:
     if cost.shape != value.shape or cost.ndim != 2:
         raise ValueError(f"costs {cost.shape} and values {value.shape} must both be [modules, levels]")
     if np.isnan(value).any():
         raise ValueError("values hold NaN")
     if (cost[value > 0] < 1).any():
         raise ValueError("a level of positive value costs nothing; costs are whole numbers from 1")
-    useful = (value > 0) & (cost <= budget)
-    modules = np.flatnonzero(useful.any(1))
-    if not len(modules):
-        return {}
-    if not np.isfinite(value[useful]).all():
-        raise ValueError("values hold infinity")
-    unit = math.gcd(*map(int, cost[useful]))
-    most = min(budget, int(np.where(useful, cost, 0).max(1).sum()))
-    unit = max(unit, -(-len(modules) * most // MOST_CELLS))
-    cost, room = -(-cost // unit), most // unit
-    return _selected(cost, value, useful, modules, room)
 
 
-def _selected(
+def _table(
     cost: NDArray[np.int64],
     value: NDArray[np.float64],
     useful: NDArray[np.bool_],
     modules: NDArray[np.int64],
     room: int,
-) -> dict[int, int]:
+) -> tuple[NDArray[np.float64], NDArray[np.unsignedinteger]]:
     """``best[c]`` is the largest value at a cost of exactly c; ``taken[n, c]`` the level + 1 of module n there."""
     best = np.full(room + 1, -np.inf)
     best[0] = 0.0
     taken = np.zeros((len(modules), room + 1), dtype=np.uint8 if cost.shape[1] < 255 else np.uint16)
     for row, m in zip(taken, modules, strict=True):
         before = best.copy()
-        for k in np.flatnonzero(useful[m]):
+        for k in np.flatnonzero(useful[m] & (cost[m] <= room)):
             c = int(cost[m, k])
             with_it = before[: room + 1 - c] + value[m, k]
             better = with_it > best[c:]
             best[c:][better] = with_it[better]
             row[c:][better] = k + 1
+    return best, taken
+
+
+def _selected(
+    cost: NDArray[np.int64],
+    best: NDArray[np.float64],
+    taken: NDArray[np.unsignedinteger],
+    modules: NDArray[np.int64],
+    room: int,
+) -> dict[int, int]:
+    """Walk back through the table from the best cost within ``room``."""
     chosen: dict[int, int] = {}
-    left = int(best.argmax())  # the first, and so the cheapest, among equals
+    left = int(best[: room + 1].argmax())  # the first, and so the cheapest, among equals
     for row, m in zip(taken[::-1], modules[::-1], strict=True):
         if level := int(row[left]):
             chosen[int(m)] = level - 1

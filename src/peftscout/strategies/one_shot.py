@@ -42,9 +42,16 @@ class OneShot(Protocol):
         Args:
             gates: where every module stands.
             split: where the batch is from; a step that updates weights is one on ``train``.
-            gate_gradients: whether `Step.on` and `Step.size` are wanted, of closed modules too. Without, closed modules
-                are skipped, and both are zero.
-            update_weights: whether one optimiser step follows.
+            gate_gradients: whether `Step.on` and `Step.size` are wanted, of closed modules too (`Gates.probed`).
+                Without, closed modules are skipped, and both are zero.
+            update_weights: whether one optimiser step follows; closed modules are left alone.
+        """
+        ...
+
+    def held_out_loss(self, gates: Gates, rows: int) -> float:
+        """Return the mean loss on up to ``rows`` rows of ``validation``, always the same; infinity where it diverges.
+
+        A forward pass without dropout: no batch is drawn and no weight moved.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,18 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from peftscout import tuner
-from peftscout.errors import StudyError
+from peftscout.errors import DivergedSupernetError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.plan import Plan
 from peftscout.space import Space
 from peftscout.supernet import Leaves, Supernet
 from peftscout.training.dropout import set_training
 from peftscout.training.evaluator import Evaluator
+from peftscout.training.forward import Forward
 from peftscout.training.kept_search import KeptSearch
 from peftscout.training.loop import Progress
 from peftscout.training.losses import task_loss
 from peftscout.training.schedule import parameter_groups
+from peftscout.training.scoring import predict
 from peftscout.training.split_rows import RowsInHalves
+from peftscout.training.trial import DivergedError
 
 REACH = 0.01
 """Norm of the step of DARTS' finite difference (Liu et al., 2019, section 2.3)."""
@@ -56,7 +60,7 @@ class SupernetInTraining:
     Attributes:
         modules: of the space.
         steps: optimiser steps of the weights so far.
-        passes: forward-backward passes so far.
+        passes: forward-backward passes so far, held-out batches counted as a third of one.
         seconds: wall time until what was kept last, that of the runs before included.
     """
 
@@ -77,13 +81,14 @@ class SupernetInTraining:
             evaluator.make_batch,
             evaluator.device,
             training.validation_share,
+            training.held_out,
         )
         self._built: _Weights | None = None
         self._pending: dict[str, np.ndarray] | None = None
         self._products: dict[str, dict[int, Tensor]] = {"train": {}, "validation": {}}
         self._events: list[Mapping[str, Any]] = []
         self.steps = 0
-        self.passes = 0
+        self.passes = 0.0
         self.seconds, self._counted_until = 0.0, time.perf_counter()
 
     # -- passes -------------------------------------------------------------------------------------------------------
@@ -92,13 +97,15 @@ class SupernetInTraining:
         """Pass over the next batch of ``split``; see `strategies.one_shot.OneShot.step`.
 
         Raises:
-            StudyError: when the loss is not finite.
+            DivergedSupernetError: when the loss is not finite.
         """
         weights = self._weights
         leaves = weights.net.trace_gates(gates) if gate_gradients else None
         if leaves is None:
             weights.net.set_gates(gates)
         loss = self._backward(self._rows.draw(split), stream=split == "train")
+        if update_weights:
+            self._skip_closed(gates)
         saliency, agreement = self._saliency(split, [p.grad for p in weights.of_modules])
         if update_weights:
             self._update()
@@ -109,22 +116,39 @@ class SupernetInTraining:
         """Pass once over rows of both halves and step on the weights; see `strategies.one_shot.OneShot.split`.
 
         Raises:
-            StudyError: when the loss is not finite, or the model mixes the rows of a batch.
+            DivergedSupernetError: when the loss is not finite, or the model mixes the rows of a batch.
         """
         weights, net = self._weights, self._weights.net
         batch, first = self._rows.draw_both()
         rows = len(batch["labels"])
         others = net.trace_rows(train, validation, first, rows, weights=self._training.saliency)
         losses = self._backward_apart(batch, first)
-        for m in np.flatnonzero(train.on == 0).tolist():
-            for p in net.parameters_of(m):
-                p.grad = None  # as if it had been skipped
+        self._skip_closed(train)
         copies = [copy.grad for of_module in others.parameters for copy in of_module]
         seen = Step(losses[1], *others.gates.gradients(), *self._saliency("validation", copies))
         nothing = np.zeros_like(train.on), np.zeros_like(train.size)
         trained = Step(losses[0], *nothing, *self._saliency("train", [p.grad for p in weights.of_modules]))
         self._update()
         return trained, seen
+
+    def _skip_closed(self, gates: Gates) -> None:
+        """Leave the weights of closed modules alone: a gradient of zeros would let the optimiser move them."""
+        for m in np.flatnonzero(gates.on == 0).tolist():
+            for p in self._weights.net.parameters_of(m):
+                p.grad = None
+
+    def held_out_loss(self, gates: Gates, rows: int) -> float:
+        """Return the mean loss on validation rows; see `strategies.one_shot.OneShot.held_out_loss`."""
+        half, batch_size = self._rows.halves["validation"], self._evaluator.settings.eval_batch_size
+        chosen = half.subset(np.unique(np.linspace(0, len(half) - 1, min(rows, len(half))).astype(np.int64)))
+        self._weights.net.set_gates(gates)
+        forward = Forward(self._weights.net.model, self._evaluator.make_batch, self._evaluator.device)
+        self.passes += math.ceil(len(chosen) / batch_size) / 3
+        try:
+            loss = predict(forward, chosen, self._evaluator.predictor, batch_size)[1]
+        except DivergedError:
+            return math.inf
+        return loss if math.isfinite(loss) else math.inf
 
     def _update(self) -> None:
         self._weights.update()
@@ -209,7 +233,7 @@ class SupernetInTraining:
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = task_loss(logits, labels, self._evaluator.predictor.regression)
         if not torch.isfinite(loss):
-            raise StudyError(
+            raise DivergedSupernetError(
                 f"the supernet's loss is {loss.item()} at step {self.steps + 1}: "
                 "set a lower strategy_options.learning_rate"
             )
@@ -319,17 +343,22 @@ class _Weights:
         if training.learning_rate is not None:
             rates |= {op: training.learning_rate for op in rates if op != "head"}
         settings = replace(evaluator.settings, learning_rates=rates, weight_decay=training.weight_decay)
-        self._optimiser = torch.optim.AdamW(parameter_groups(tuner.parameters_by_op(self.net.model), settings, 1.0))
+        self._optimiser = torch.optim.AdamW(
+            parameter_groups(tuner.parameters_by_op(self.net.model), settings, training.lr_scale)
+        )
         self._base_rates = [group["lr"] for group in self._optimiser.param_groups]
         self.parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
-        self._steps = training.steps
+        self._steps, self._last_rate = training.steps, training.last_rate
         self._set_rates(0)
 
+    def _rate_factor(self, step: int) -> float:
+        """Linear decay without a warm-up."""
+        return max(self._last_rate, 1 - (1 - self._last_rate) * step / self._steps)
+
     def _set_rates(self, step: int) -> None:
-        """Linear decay to 0 without a warm-up."""
         self._step = step
         for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * max(0.0, 1 - step / self._steps)
+            group["lr"] = rate * self._rate_factor(step)
 
     def update(self) -> None:
         """One clipped optimiser step on the gradients; tensors without one are left alone."""
@@ -340,7 +369,7 @@ class _Weights:
     def scaled_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Return every gradient, clipped, times the learning rate of the step that was just taken."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
-        decay = max(0.0, 1 - (self._step - 1) / self._steps)
+        decay = self._rate_factor(self._step - 1)
         return {
             p: rate * decay * p.grad.detach().clone()
             for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True)

@@ -17,7 +17,7 @@ from peftscout.training.device import Device
 
 
 class RowsInHalves:
-    """Endless batches of ``train`` and of ``validation``: half of the rows each, at random, disjoint.
+    """Endless batches of ``train`` and of ``validation``: half of the rows each or as asked for, at random, disjoint.
 
     Args:
         rows: at least two.
@@ -26,6 +26,7 @@ class RowsInHalves:
         make_batch: pads them.
         device: where they go.
         share: of validation rows among those of a batch of both; there is at least one row of either half.
+        held_out: share of ``validation`` in all rows.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class RowsInHalves:
         make_batch: BatchMaker,
         device: Device,
         share: float = 0.25,
+        held_out: float = 0.5,
     ) -> None:
         order = np.random.default_rng([seed, 0]).permutation(len(rows))
-        half = len(rows) // 2
+        half = max(1, min(len(rows) - 1, int(held_out * len(rows))))
         self.halves = {
             "train": rows.subset(np.sort(order[half:])),
             "validation": rows.subset(np.sort(order[:half])),

@@ -1,0 +1,242 @@
+"""Scout: one short pass over a supernet says what every level of every module is worth, and a knapsack does the rest.
+
+1. The supernet is trained for a share of one fine-tuning. Each step draws which modules are on (site dropout) and takes
+   their smallest, their largest or random sizes in turn (the sandwich rule of Yu & Huang, 2019), so that every
+   sub-plan is trained a little. The backward of that very step gives the slope of the loss at every gate; from these
+   follow the values (`scout_values`). No bilevel loop, no other pass.
+2. A multiple-choice knapsack on the values gives the plan of every budget from one table: the ladder. Every few steps
+   the modules that no budget of interest chooses are dropped, and the steps get cheaper.
+3. The plans of the ladder, a few from shaken values, and uniform LoRA as the space has it are ranked by their loss on
+   training rows that the supernet did not see, with the supernet's weights.
+4. The first of them are trained as any plan is, from fresh weights and from those of the supernet (`scout_checks`).
+   Uniform LoRA is trial 0 of every study, so where nothing beats it, it is the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peftscout.gates import Floats, Gates, Kept, Modules
+from peftscout.plan import Plan
+from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.knapsack import ladder
+from peftscout.strategies.one_shot import ALTERNATIVE_NOISE, OneShot, above_zero
+from peftscout.strategies.scout_checks import Ranked, ScoutChecks
+from peftscout.strategies.scout_options import ScoutOptions
+from peftscout.strategies.scout_values import GateSlopes
+
+DROPPED_WORTH = 1e-6
+"""Factor on the value of a dropped module: it only fills what the others leave of the budget."""
+
+QUICK_CELLS = 20_000_000
+"""Cells of the table by which modules are dropped: a nearly best ladder will do."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+_ATTEMPTS = 20
+
+
+def scout(problem: Problem, options: ScoutOptions | None = None) -> Strategy:
+    """Return the strategy that scouts on a supernet, then asks for the plans that it ranks first.
+
+    Raises:
+        ConfigError: when the problem comes without a supernet.
+        SpaceError: when the space has switches, or nothing fits into the budget.
+    """
+    o = options or ScoutOptions()
+    steps = o.steps_of(problem.fidelity.steps)
+    search = ScoutSearch(Modules(problem.space), problem.budget.parameters, steps, problem.seed, o, problem.baseline)
+    return ScoutChecks(problem, o.training(steps, problem.seed), search, o)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that may be worth an evaluation.
+
+    Attributes:
+        label: in words.
+        levels: of its modules.
+    """
+
+    label: str
+    levels: Mapping[int, int]
+
+
+class ScoutSearch:
+    """The state of the search: first ``steps`` steps on the supernet, then one candidate is ranked at a time.
+
+    Args:
+        modules: of the space.
+        budget: of the plans.
+        steps: of the supernet.
+        seed: of gates and alternatives.
+        options: see there.
+        baseline: uniform LoRA at the budget.
+    """
+
+    def __init__(
+        self, modules: Modules, budget: int, steps: int, seed: int, options: ScoutOptions, baseline: Plan
+    ) -> None:
+        self.modules, self.budget, self.steps, self.seed, self.o = modules, budget, steps, seed, options
+        self.baseline = baseline
+        self.iteration = 0
+        self.slopes = GateSlopes((modules.costs.shape[0], modules.costs.shape[1]), options.memory * steps)
+        self.losses: list[float] = []
+        self._affordable: NDArray[np.bool_] = np.asarray(modules.allowed & (modules.costs <= budget))
+        self.kept: NDArray[np.bool_] = np.asarray(self._affordable.any(1))
+        self._shrinks = options.shrinks_at(steps)
+        self._candidates: list[Candidate] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the supernet is trained and all candidates are ranked."""
+        return self.iteration >= self.steps and len(self.losses) >= len(self.candidates())
+
+    def advance(self, one_shot: OneShot) -> None:
+        """Train the supernet by one step, or rank one candidate."""
+        if self.iteration < self.steps:
+            self._train(one_shot)
+        else:
+            self._rank(one_shot)
+        self.iteration += 1
+
+    # -- 1: the supernet ----------------------------------------------------------------------------------------------
+
+    def _train(self, one_shot: OneShot) -> None:
+        gates = self.draw()
+        self.slopes.see(gates, one_shot.step(gates, "train", gate_gradients=True, update_weights=True))
+        if (slack := self._shrinks.get(self.iteration + 1)) is not None:
+            self._shrink(one_shot, slack)
+
+    def draw(self) -> Gates:
+        """Return the gates of this iteration: which modules are on, and at which size.
+
+        The share of open modules goes through its range evenly (multiples of the golden ratio), the three kinds of
+        sizes take turns. Closed modules are set to their smallest size.
+        """
+        rng = np.random.default_rng([self.seed, self.iteration])
+        share = self.o.open_from + (self.o.open_to - self.o.open_from) * ((self.iteration + 1) * _GOLDEN % 1)
+        on = self.kept & (rng.random(len(self.kept)) < share)
+        if not on.any():
+            on[rng.choice(np.flatnonzero(self.kept))] = True
+        most = np.maximum(self._affordable.sum(1), 1)
+        level = (most - 1, np.zeros_like(most), rng.integers(0, most))[self.iteration % 3]
+        return Gates(on.astype(np.float64), self.modules.one_hot(np.where(on, level, 0)), self.kept)
+
+    # -- 2: values, and a plan for every budget -----------------------------------------------------------------------
+
+    def values(self) -> Floats:
+        """Return what every level is worth, ``[modules, levels]``; next to nothing where the module was dropped."""
+        values = self.slopes.values(self.o.measure)
+        return above_zero(values * np.where(self.kept, 1.0, DROPPED_WORTH)[:, None], self.modules)
+
+    def plans(self, budgets: Sequence[int]) -> list[dict[int, int]]:
+        """Return the levels of the best plan for each of ``budgets``, none of which is above that of the search."""
+        return ladder(self.modules.costs, self.values(), [min(b, self.budget) for b in budgets])
+
+    def select(self) -> dict[int, int]:
+        """Return the levels of the best plan by value."""
+        return self.plans([self.budget])[0]
+
+    def _shrink(self, one_shot: OneShot, slack: float) -> None:
+        """Drop the modules that neither a rung of the ladder nor ``slack`` times the budget chooses."""
+        values = np.where(self.kept[:, None] & self._affordable, self.values(), -np.inf)
+        budgets = [*self._rungs(), int(slack * self.budget)]
+        chosen = {m for levels in ladder(self.modules.costs, values, budgets, QUICK_CELLS) for m in levels}
+        dropped = sorted(set(np.flatnonzero(self.kept).tolist()) - chosen)
+        self.kept = self.kept & ~np.isin(np.arange(len(self.kept)), dropped)
+        one_shot.log(
+            {
+                "iteration": self.iteration + 1,
+                "slack": slack,
+                "left": int(self.kept.sum()),
+                "dropped": [self.modules[m].name for m in dropped],
+            }
+        )
+
+    def _rungs(self) -> list[int]:
+        return [int(share * self.budget) for share in self.o.ladder]
+
+    # -- 3: ranking ---------------------------------------------------------------------------------------------------
+
+    def candidates(self) -> list[Candidate]:
+        """Return the plans to be ranked, without repetitions: the ladder, alternatives, and uniform LoRA."""
+        if self._candidates is None:
+            found: dict[tuple[tuple[int, int], ...], Candidate] = {}
+            for label, levels in self._proposed():
+                if levels:
+                    found.setdefault(tuple(sorted(levels.items())), Candidate(label, levels))
+            self._candidates = list(found.values())
+        return self._candidates
+
+    def _proposed(self) -> list[tuple[str, dict[int, int]]]:
+        rungs = zip(self.o.ladder, self.plans(self._rungs()), strict=True)
+        proposed = [("scout" if share == 1 else f"scout, {share:.0%} of the budget", plan) for share, plan in rungs]
+        proposed += [("scout, alternative", plan) for plan in self._alternatives(proposed[0][1])]
+        return [*proposed, ("uniform LoRA in the space", self._uniform())]
+
+    def _alternatives(self, result: dict[int, int]) -> list[dict[int, int]]:
+        """Return selections by values that are shaken a little."""
+        values = self.values()
+        others: list[dict[int, int]] = []
+        for n in range(self.o.alternatives * _ATTEMPTS):
+            if len(others) == self.o.alternatives:
+                break
+            noise = np.random.default_rng([self.seed, n, 1]).standard_normal(values.shape)
+            (plan,) = ladder(self.modules.costs, values * np.exp(ALTERNATIVE_NOISE * noise), [self.budget])
+            if plan != result and plan not in others:
+                others.append(plan)
+        return others
+
+    def _uniform(self) -> dict[int, int]:
+        """Return the baseline with every size rounded down to one that the space has; what it has not is left out."""
+        sizes = self.baseline.sizes
+        levels: dict[int, int] = {}
+        for m, module in enumerate(self.modules):
+            of_choices = [sizes.get((choice.site, choice.op), 0) for choice in module.choices]
+            if held := [k for k, size in enumerate(module.sizes) if size <= min(of_choices)]:
+                levels[m] = held[-1]
+        return levels
+
+    def _rank(self, one_shot: OneShot) -> None:
+        candidate = self.candidates()[len(self.losses)]
+        plan = self.modules.plan(candidate.levels)
+        self.losses.append(one_shot.held_out_loss(Gates.of_plan(plan, self.modules), self.o.ranking_rows))
+        if len(self.losses) == len(self.candidates()):
+            one_shot.log({"iteration": self.iteration + 1, "ranking": self._told()})
+
+    def _told(self) -> list[dict[str, Any]]:
+        values = self.values()
+        return [
+            {
+                "label": candidate.label,
+                "cost": int(sum(self.modules.costs[m, k] for m, k in candidate.levels.items())),
+                "value": float(sum(values[m, k] for m, k in candidate.levels.items())),
+                "held_out_loss": loss if np.isfinite(loss) else None,
+                "plan": self.modules.plan(candidate.levels).to_json(),
+            }
+            for candidate, loss in zip(self.candidates(), self.losses, strict=True)
+        ]
+
+    def ranking(self) -> list[Ranked]:
+        """Return all candidates, the one of the lowest held-out loss first."""
+        order = np.argsort(np.array(self.losses), kind="stable")
+        candidates = self.candidates()
+        return [Ranked(candidates[n].label, self.modules.plan(candidates[n].levels)) for n in order]
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> Kept:
+        """Return the whole state; the random streams follow from seed and iteration."""
+        arrays = {"kept": self.kept, "losses": np.array(self.losses, dtype=np.float64), **self.slopes.state()}
+        return Kept(arrays, {"iteration": self.iteration})
+
+    def load(self, kept: Kept) -> None:
+        """Take up a `save`."""
+        self.iteration, self._candidates = kept.facts["iteration"], None
+        self.kept, self.losses = kept.arrays["kept"].copy(), kept.arrays["losses"].tolist()
+        self.slopes.load({name: kept.arrays[name] for name in self.slopes.state()})
