@@ -20,6 +20,7 @@ from peftscout.front import front_of
 from peftscout.handover import Format, export_study
 from peftscout.plan import Plan
 from peftscout.preparation import prepare
+from peftscout.report.page import Written, write_report
 from peftscout.report.progress import Reporter, Silent, reporter_for
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
@@ -85,6 +86,10 @@ class Result:
     def export(self, out: str | Path, format: Format = "auto") -> ExportReport:
         """Write the trained adapter of the chosen plan to ``out``; see `peftscout.handover.export_study`."""
         return export_study(self.folder, Path(out), format)
+
+    def report(self, out: str | Path | None = None, reference: str | Path | None = None) -> Written:
+        """Write ``report.html``, ``report.md`` and ``trials.csv``; see `peftscout.report.page.write_report`."""
+        return write_report(self.folder, _path(out), _path(reference))
 
     def __str__(self) -> str:
         return self.verdict
@@ -282,3 +287,7 @@ def terminal_reporter() -> Reporter:
 
 def _is_dataset_dict(data: object) -> bool:
     return isinstance(data, Mapping) and bool(data) and all(hasattr(split, "column_names") for split in data.values())
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)

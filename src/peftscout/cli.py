@@ -141,8 +141,18 @@ def status(study: StudyFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(study: StudyFolder, as_json: AsJson = False) -> None:
-    """Show the result of a finished study: verdict, comparison, front and chosen plan."""
+def report(
+    study: StudyFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; by default the study's.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Finished study of the same task and budget to draw beside, such as random.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the result of a finished study, and write it as report.html, report.md and trials.csv.
+
+    With --json the summary is printed and nothing is written.
+    """
     from peftscout import api
     from peftscout.report import tables
 
@@ -150,7 +160,9 @@ def report(study: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(result.summary)
     else:
+        written = result.report(out, reference)
         _console().print(tables.report(result))
+        typer.echo(f"Wrote {written.html}, {written.markdown.name} and {written.csv.name}.")
 
 
 @app.command()
