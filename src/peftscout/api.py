@@ -20,7 +20,6 @@ from peftscout.front import front_of
 from peftscout.handover import Format, export_study
 from peftscout.plan import Plan
 from peftscout.preparation import prepare
-from peftscout.report.page import Written, write_report
 from peftscout.report.progress import Reporter, Silent, reporter_for
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from peftscout.architecture import ModelMap
+    from peftscout.report.page import Written
 
 PUBLISHED = ("s4-model", "s4-3b-model")
 """Plans of the literature that compile on any backbone and budget (PEFT Design Spaces, Chen et al. 2023)."""
@@ -89,6 +89,8 @@ class Result:
 
     def report(self, out: str | Path | None = None, reference: str | Path | None = None) -> Written:
         """Write ``report.html``, ``report.md`` and ``trials.csv``; see `peftscout.report.page.write_report`."""
+        from peftscout.report.page import write_report  # with matplotlib, which nothing else here needs
+
         return write_report(self.folder, _path(out), _path(reference))
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,7 +11,7 @@ import numpy as np
 from peftscout.cost import SIZELESS, largest_size, ops_at
 from peftscout.plan import Plan, Sites
 from peftscout.report.plan_table import column_order, place, short_names
-from peftscout.report.table import Table
+from peftscout.report.table import Cell, Table
 from peftscout.report.view import Contender, Trial, View
 from peftscout.surrogate.staircase import Reference, hypervolume
 
@@ -234,7 +233,7 @@ def bill(view: View) -> Bill | None:
     ops = tuple(dict.fromkeys(op for _, b in known for op in b))
     plans = tuple((name, tuple(b.get(op, 0) for op in ops)) for name, b in known)
     counts = [Counter(p.op for p in c.plan) for c in contenders]
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (op, *(cell for (_, b), count in zip(plans, counts, strict=True) for cell in (count[op], b[i])))
         for i, op in enumerate(ops)
     ]
@@ -285,7 +284,7 @@ def comparison_table(view: View) -> Table:
     """Return chosen plan and baseline side by side, and their difference."""
     final = view.summary.get("final")
     header = ("", "parameters", f"{view.metric}, search", f"{view.metric}, report", "spread", "seeds")
-    rows = [_compared(c) for c in (view.best, view.baseline)]
+    rows: list[tuple[Cell, ...]] = [_compared(c) for c in (view.best, view.baseline)]
     if final is not None:
         interval = final["interval"]
         between = "-" if interval is None else f"95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
@@ -293,7 +292,7 @@ def comparison_table(view: View) -> Table:
     return Table.of(header, rows)
 
 
-def _compared(c: Contender) -> tuple[str, int, float | None, float | None, str, int]:
+def _compared(c: Contender) -> tuple[Cell, ...]:
     if not c.scores:
         return c.name, c.cost, c.score, None, "-", 0
     _, _, mean, spread, n = _on_report_split(c)
@@ -302,5 +301,5 @@ def _compared(c: Contender) -> tuple[str, int, float | None, float | None, str, 
 
 def placements_table(plan: Plan) -> Table:
     """Return every placement of a plan."""
-    rows: Sequence[tuple[str, str, int | str]] = [(p.site, p.op, "on" if p.op in SIZELESS else p.size) for p in plan]
+    rows: list[tuple[Cell, ...]] = [(p.site, p.op, "on" if p.op in SIZELESS else p.size) for p in plan]
     return Table.of(("site", "op", "size"), rows)

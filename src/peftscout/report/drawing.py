@@ -18,6 +18,8 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from peftscout.report.table import plain
+
 INK, MUTED, GRID, PAPER = "#222326", "#6b6e75", "#d9dbdf", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a8578a"
 
@@ -36,7 +38,7 @@ VARIABLES = {
 WIDTH, HEIGHT = 4.8, 3.3
 """Of a figure, in inches: so narrow that its text can still be read on a phone."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -111,10 +113,16 @@ def drawing(figure: Figure, name: str, words: str) -> Drawing:
     text = _as_styles(text)
     width = re.search(r'viewBox="0 0 ([0-9.]+)', text)
     natural = f"{float(width[1]) * 4 / 3:.0f}px" if width else "100%"
-    opening = f'<svg role="img" aria-label="{Markup.escape(words)}" style="width: {natural}"'
+    opening = f'<svg role="img" aria-label="{Markup.escape(plain(words))}" style="width: {natural}"'
     text = re.sub(r'<svg (?:width|height)="[^"]*"|<svg', opening, text, count=1)
     text = re.sub(r'( (?:width|height)="[0-9.]+pt")', "", text, count=2)
     return Drawing(Markup(text.strip()), words)
+
+
+def label(text: str, longest: int = 26) -> str:
+    """Return a name from outside as it can be drawn: one line, not too long, and seen by legends (no ``_`` before)."""
+    shown = plain(text).lstrip("_") or "-"
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 
 def _as_styles(svg: str) -> str:

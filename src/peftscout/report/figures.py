@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,11 +37,11 @@ def draw_front(front: Front, metric: str) -> Drawing | None:
         return None
     with style("front"):
         figure, axes = canvas(height=HEIGHT + 0.5)
-        axes.scatter(*zip(*front.points, strict=True), s=26, color=MUTED, alpha=0.55, linewidths=0, label="trial")
+        axes.scatter(*_xy(front.points), s=26, color=MUTED, alpha=0.55, linewidths=0, label="trial")
         axes.step(
             *_staircase(front.front, front.budget), where="post", color=BLUE, label="front", solid_capstyle="round"
         )
-        axes.scatter(*zip(*front.front, strict=True), s=30, color=BLUE, zorder=3, linewidths=0)
+        axes.scatter(*_xy(front.front), s=30, color=BLUE, zorder=3, linewidths=0)
         if front.baseline is not None:
             axes.scatter(*front.baseline, s=70, marker="D", facecolors="none", edgecolors=ORANGE, linewidths=1.8,
                          zorder=4, label="uniform LoRA")  # fmt: skip
@@ -93,18 +94,20 @@ def draw_map(panel: SiteMap, number: int) -> Drawing:
 
 
 def _cell(axes: Axes, row: int, column: int, size: int | None, panel: SiteMap) -> None:
-    box = {"xy": (column - 0.46, row - 0.46), "width": 0.92, "height": 0.92, "linewidth": 0}
+    def box(**look: Any) -> None:
+        axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, linewidth=0, **look))
+
     if size is None:
-        axes.add_patch(Rectangle(**box, facecolor="none", hatch="////", edgecolor=GRID))
+        box(facecolor="none", hatch="////", edgecolor=GRID)
     elif size == 0:
-        axes.add_patch(Rectangle(**box, facecolor=GRID, alpha=0.45))
+        box(facecolor=GRID, alpha=0.45)
     else:
         share = 1.0 if panel.sizeless or panel.largest == 1 else math.log2(size + 1) / math.log2(panel.largest + 1)
         strength = 0.25 + 0.75 * share
-        axes.add_patch(Rectangle(**box, facecolor=BLUE, alpha=strength))
+        box(facecolor=BLUE, alpha=strength)
         text = "on" if panel.sizeless else str(size)
-        axes.text(column, row + 0.02, text, ha="center", va="center", fontsize=9 if len(text) < 3 else 7,
-                  color=PAPER if strength > 0.6 else INK)  # fmt: skip
+        look: dict[str, Any] = {"color": PAPER if strength > 0.6 else INK, "fontsize": 9 if len(text) < 3 else 7}
+        axes.text(column, row + 0.02, text, ha="center", va="center", **look)
 
 
 def draw_courses(courses: Courses, metric: str) -> Drawing | None:
@@ -188,6 +191,10 @@ def canvas(height: float = HEIGHT) -> tuple[Figure, Axes]:
     """Return an empty figure of the house format and its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _xy(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _staircase(front: Sequence[tuple[int, float]], budget: int) -> tuple[list[float], list[float]]:

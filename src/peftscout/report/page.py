@@ -55,7 +55,8 @@ def write_report(folder: Path, out: Path | None = None, reference: Path | None =
             drawn beside this one.
 
     Raises:
-        StudyError: when the study has not finished, the reference cannot be compared with it, or nothing can be written.
+        StudyError: when the study has not finished, the reference cannot be compared with it, or the files cannot be
+            written.
     """
     view = View(read_summary(folder))
     beside = None if reference is None else _comparable(View(read_summary(reference)), view, reference)
@@ -126,10 +127,11 @@ def _course(view: View, reference: View | None) -> Section | None:
     picture = figures.draw_courses(data, view.metric)
     if picture is None:
         return None
-    text = [
-        "Hypervolume is the area between the front and the lowest score seen "
-        f"({data.floor:.4f}), over log10 of the parameters up to the budget."
-    ]
+    words = (
+        f"Hypervolume is the area between the front and the lowest score seen ({data.floor:.4f}), over log10 of the "
+        "parameters up to the budget."
+    )
+    text = [words]
     if reference is None and view.summary["strategy"] != "random":
         text.append("There is no random search beside it; name one with --reference STUDY.")
     return Section(
@@ -179,7 +181,8 @@ def facts(view: View, header: Header) -> list[tuple[str, str]]:
 
 
 def _cost(spent: Mapping[str, Any]) -> str:
-    text = f"{timedelta(seconds=round(spent['seconds']))} h, {spent['forward_backward_passes']:,.0f} forward-backward passes"
+    passes = f"{spent['forward_backward_passes']:,.0f} forward-backward passes"
+    text = f"{timedelta(seconds=round(spent['seconds']))} h, {passes}"
     if supernet := spent.get("supernet"):
         text += f", of them the supernet's {timedelta(seconds=round(supernet['seconds']))} h and {supernet['passes']:,}"
     return text

@@ -25,7 +25,7 @@ def read_events(study: Path) -> list[Mapping[str, Any]]:
         lines = (study / "search" / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    events = []
+    events: list[Mapping[str, Any]] = []
     for line in lines:
         try:
             event = json.loads(line)
@@ -102,8 +102,9 @@ def final_gates(events: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the most probable module of each gate at the end of S3Delta, the likeliest first; ``None`` without any."""
     if not events or "probabilities" not in events[-1]:
         return None
-    rows = [(name, max(p, default=0.0)) for name, p in events[-1]["probabilities"].items()]
-    return Table.of(("module", "probability"), sorted(rows, key=lambda row: -row[1]))
+    likely = {name: float(max(p, default=0.0)) for name, p in events[-1]["probabilities"].items()}
+    rows = [(name, likely[name]) for name in sorted(likely, key=lambda name: -likely[name])]
+    return Table.of(("module", "probability"), rows)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -124,7 +125,7 @@ def options_tables(report: RefinementReport) -> list[tuple[str, Table]]:
     for stage in report.stages:
         rows = [
             (
-                r.option, r.n, r.mean, "-" if r.interval is None else f"{written(r.interval[0])} to {written(r.interval[1])}",
+                r.option, r.n, r.mean, _between(r.interval),
                 r.upper_mean, r.difference, r.p_value, r.decision, r.why,
             )
             for r in stage.rows
@@ -132,6 +133,10 @@ def options_tables(report: RefinementReport) -> list[tuple[str, Table]]:
         if rows:
             tables.append((f"{stage.name}: {stage.axis}, {stage.verdict}", Table.of(header, rows)))
     return tables
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{written(interval[0])} to {written(interval[1])}"
 
 
 @dataclass(frozen=True)

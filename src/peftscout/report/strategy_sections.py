@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from peftscout.errors import PeftscoutError
 from peftscout.ledger import Record
-from peftscout.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, Drawing, drawing, style
+from peftscout.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, Drawing, drawing, label, style
 from peftscout.report.figures import below, canvas
 from peftscout.report.replay import Prediction, predictions, problem_of, refinement
 from peftscout.report.section import Section
@@ -26,11 +26,9 @@ from peftscout.report.strategy_data import (
     s3delta_sizes,
     stages_table,
 )
-from peftscout.report.table import plain
 from peftscout.report.view import View
 from peftscout.study import read_config, read_records
 
-_LONGEST = 26
 _LINES = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1)))
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, MUTED, INK)
 
@@ -127,9 +125,9 @@ def _draw_distributions(found: Distributions, number: int, metric: str) -> Drawi
         figure, axes = canvas()
         for n, (option, points) in enumerate(found.curves):
             if points:
-                _curve(axes, points, n, _short(option))
-        axes.set(xlabel=metric, ylabel="share of models", ylim=(0, 1.02))
-        axes.set_title(found.name)
+                _curve(axes, points, n, label(option))
+        axes.set(xlabel=label(metric), ylabel="share of models", ylim=(0, 1.02))
+        axes.set_title(label(found.name, 50))
         below(axes)
         words = f"{found.name}: shares of models with at most a score, for {len(found.curves)} options."
         return drawing(figure, f"edf-{number}", words)
@@ -141,12 +139,6 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], n: int, label: str
     axes.step(scores, shares, where="post", color=colour, linestyle=line, label=label)
 
 
-def _short(label: str) -> str:
-    """Return a label as a legend can hold it; one that begins with ``_`` would be left out."""
-    label = plain(label).lstrip("_") or "-"
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
-
-
 def _draw_calibration(found: Sequence[Prediction], metric: str) -> Drawing:
     with style("strategy"):
         figure, axes = canvas()
@@ -155,6 +147,6 @@ def _draw_calibration(found: Sequence[Prediction], metric: str) -> Drawing:
                       ecolor=MUTED, elinewidth=1, label="trial, with one standard deviation")  # fmt: skip
         low, high = min(*means, *scores), max(*means, *scores)
         axes.plot([low, high], [low, high], color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="as expected")
-        axes.set(xlabel=f"expected {metric}", ylabel=f"{metric} seen")
+        axes.set(xlabel=f"expected {label(metric)}", ylabel=f"{label(metric)} seen")
         below(axes)
         return drawing(figure, "strategy", f"Expected and seen {metric} of {len(found)} trials.")

@@ -32,7 +32,7 @@ def written(cell: Cell) -> str:
     """Return a cell in words: thousands apart, four digits of a score, a dash for what is not known."""
     if cell is None:
         return "-"
-    if isinstance(cell, bool) or isinstance(cell, str):
+    if isinstance(cell, bool | str):
         return str(cell)
     if isinstance(cell, int):
         return f"{cell:,}"

@@ -39,8 +39,7 @@ class Trial:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trial:
         """Read an entry of ``trials``; fields that came later may be missing."""
-        values = {name: data.get(name) for name in cls.__slots__}
-        known = {name: value for name, value in values.items() if name in data}
+        known: dict[str, Any] = {name: data[name] for name in cls.__slots__ if name in data}
         return cls(**{"full": True, "peak_memory": None, **known, "plan": Plan.from_json(data["plan"])})
 
 
