@@ -1,4 +1,4 @@
-"""The figures of a report, drawn from `chart_data`. Names from outside are never drawn: they stand in the tables."""
+"""The figures of a report, drawn from `chart_data`. Names from outside are drawn short and plain."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from peftscout.report.drawing import (
     WIDTH,
     Drawing,
     drawing,
+    label,
     style,
 )
 
@@ -54,7 +55,7 @@ def draw_front(front: Front, metric: str) -> Drawing | None:
         axes.axvline(front.budget, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="budget")
         axes.set_xscale("log")
         _plain_log_axis(axes, [cost for cost, _ in front.points] + [front.budget])
-        axes.set(xlabel="trainable parameters (log)", ylabel=metric)
+        axes.set(xlabel="trainable parameters (log)", ylabel=label(metric))
         below(axes)
         return drawing(figure, "front", _front_in_words(front))
 
@@ -81,7 +82,7 @@ def draw_map(panel: SiteMap, number: int) -> Drawing:
             for c, size in enumerate(row):
                 _cell(axes, r, c, size, panel)
         axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), ylabel="layer")
-        axes.set_xticks(range(columns), panel.columns, rotation=90 if widest > 3 else 0)
+        axes.set_xticks(range(columns), [label(column) for column in panel.columns], rotation=90 if widest > 3 else 0)
         axes.set_yticks(range(rows), panel.rows)
         axes.tick_params(length=0)
         axes.set_aspect("equal")
@@ -89,7 +90,7 @@ def draw_map(panel: SiteMap, number: int) -> Drawing:
             spine.set_visible(False)
         used = sum(bool(size) for row in panel.sizes for size in row)
         title = f"{panel.stack} {panel.op}".strip()
-        axes.set_title(panel.op if not panel.stack else f"{panel.op}, {panel.stack}")
+        axes.set_title(panel.op if not panel.stack else f"{panel.op}, {label(panel.stack)}")
         return drawing(figure, f"map-{number}", f"{title}: {used} of {rows * columns} places are in use.")
 
 
@@ -122,7 +123,7 @@ def draw_courses(courses: Courses, metric: str) -> Drawing | None:
             upper.step(c.seconds, c.best, where="post", color=colour, linestyle=line, marker="o", markersize=3.5,
                        label=c.name if c is courses.courses[0] else f"reference: {c.name}")  # fmt: skip
             lower.step(c.seconds, c.hypervolume, where="post", color=colour, linestyle=line, marker="o", markersize=3.5)
-        upper.set_title(f"best {metric} so far")
+        upper.set_title(f"best {label(metric)} so far")
         lower.set_title("hypervolume of the front")
         lower.set_xlabel("seconds of search")
         lower.set_ylim(bottom=0)
@@ -164,7 +165,7 @@ def draw_resources(resources: Resources, metric: str) -> Drawing | None:
     with style("resources"):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, 2 if with_memory else 1, sharey=True, squeeze=False)[0]
-        panels[0].set_ylabel(metric)
+        panels[0].set_ylabel(label(metric))
         _against(panels[-1], [(s, score, n) for _, s, score, n in resources.points], "seconds", resources.chosen)
         if with_memory:
             memory = [(mb or 0.0, score, n) for mb, _, score, n in resources.points]
@@ -177,12 +178,12 @@ def draw_resources(resources: Resources, metric: str) -> Drawing | None:
         return drawing(figure, "resources", f"{words}.")
 
 
-def _against(axes: Axes, points: Sequence[tuple[float, float, int]], label: str, chosen: int) -> None:
+def _against(axes: Axes, points: Sequence[tuple[float, float, int]], what: str, chosen: int) -> None:
     for x, score, number in points:
         mine = number == chosen
         axes.scatter(x, score, s=130 if mine else 26, marker="*" if mine else "o", color=GREEN if mine else MUTED,
                      alpha=1.0 if mine else 0.55, linewidths=0, zorder=3 if mine else 2)  # fmt: skip
-    axes.set_xlabel(label)
+    axes.set_xlabel(what)
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
 
