@@ -10,7 +10,8 @@ from study_data import HOSTILE, LORA, MIXED, contender, study, summary, trial
 
 from peftscout.errors import StudyError
 from peftscout.report.drawing import VARIABLES
-from peftscout.report.page import FILES, csv_text, escape_markdown, sections, write_report
+from peftscout.report.page import FILES, csv_text, sections, write_report
+from peftscout.report.rendering import escape_markdown
 from peftscout.report.table import Table
 from peftscout.report.view import View
 

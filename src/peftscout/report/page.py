@@ -9,24 +9,22 @@ import base64
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from peftscout import __version__
 from peftscout.errors import StudyError
 from peftscout.report import chart_data, figures
+from peftscout.report.facts import facts
 from peftscout.report.plan_table import plan_lines
 from peftscout.report.plan_words import describe
+from peftscout.report.rendering import environment, escape_markdown, table_lines
 from peftscout.report.section import Section
 from peftscout.report.strategy_sections import strategy_section
-from peftscout.report.table import Cell, Table, plain, written
+from peftscout.report.table import Cell, Table, plain
 from peftscout.report.view import View
 from peftscout.study import Header, read_header, read_summary
 
@@ -160,60 +158,7 @@ def _resources(view: View) -> Section | None:
     return Section("resources", "Memory and time", (text,), (picture,), (("Memory and time", data.table),), half=True)
 
 
-def facts(view: View, header: Header) -> list[tuple[str, str]]:
-    """Return what decided the study, for people."""
-    s, spent = view.summary, view.summary["spent"]
-    budget, total = s["budget"], s.get("parameters") or header.model.get("parameters")
-    share = f", {100 * view.budget / total:.2g} % of {total:,}" if total else ""
-    found = [
-        ("model", str(s["model"])),
-        ("task", f"{s['task']}, {s['metric']}"),
-        ("budget", f"{budget['text']} = {view.budget:,} trainable parameters{share}; the task head is not counted"),
-        ("search", f"{s['strategy']} over the space {s['space']}, {len(view.trials)} evaluations in all"),
-        ("search cost", _cost(spent)),
-        ("seeds", f"search {header.config.get('seed', 0)}; final {_seeds(view)}"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in header.versions.items())),
-        ("arithmetic", ", ".join(f"{key} {value}" for key, value in header.arithmetic.items() if value)),
-    ]
-    if rows := _rows(header.data):
-        found.insert(2, ("rows", rows))
-    return found
-
-
-def _cost(spent: Mapping[str, Any]) -> str:
-    passes = f"{spent['forward_backward_passes']:,.0f} forward-backward passes"
-    text = f"{timedelta(seconds=round(spent['seconds']))} h, {passes}"
-    if supernet := spent.get("supernet"):
-        text += f", of them the supernet's {timedelta(seconds=round(supernet['seconds']))} h and {supernet['passes']:,}"
-    return text
-
-
-def _seeds(view: View) -> str:
-    return ", ".join(str(seed) for seed in sorted({t.seed for t in view.trials if t.stage == "final"})) or "none"
-
-
-def _rows(manifest: Mapping[str, Any]) -> str:
-    """Rows and fingerprint of every split, as the manifest of the data has them."""
-    splits = manifest.get("splits")
-    if not isinstance(splits, Mapping):
-        return ""
-    return "; ".join(
-        f"{name} {split.get('rows', '?')} rows, sha256 {str(split.get('sha256', '?'))[:12]}"
-        for name, split in splits.items()
-        if isinstance(split, Mapping)
-    )
-
-
 # -- HTML -------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def environment() -> Environment:
-    """Return the templates: everything is escaped that is not markup of ours; unknown names are errors."""
-    loader = PackageLoader("peftscout.report", "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"written": written, "number": _is_number, "md": escape_markdown, "plain": plain}
-    return made
 
 
 def page(view: View, header: Header, parts: Sequence[Section]) -> str:
@@ -240,10 +185,6 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _is_number(cell: Cell) -> bool:
-    return isinstance(cell, int | float) and not isinstance(cell, bool)
-
-
 # -- Markdown and CSV -------------------------------------------------------------------------------------------------
 
 
@@ -262,24 +203,6 @@ def markdown(view: View, header: Header, parts: Sequence[Section]) -> str:
     out += ["## Every evaluation", "", *table_lines(chart_data.trials_table(view)), "", "## What decided the study", ""]
     out += [f"- {name}: {escape_markdown(text)}" for name, text in facts(view, header)]
     return "\n".join([*out, "", f"Written by peftscout {__version__}.", ""])
-
-
-def table_lines(table: Table) -> list[str]:
-    """Return a table as lines of Markdown."""
-    ruler = [
-        "---:" if all(_is_number(c) or c is None for c in column) else "---" for column in zip(*table.rows, strict=True)
-    ]
-    lines = [table.header, ruler or ["---"] * len(table.header), *([written(c) for c in row] for row in table.rows)]
-    return [
-        "| " + " | ".join(text if n == 1 else escape_markdown(text) for text in line) + " |"
-        for n, line in enumerate(lines)
-    ]
-
-
-def escape_markdown(text: object) -> str:
-    """Return ``text`` so that Markdown shows it as it is, in one line."""
-    shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|#!~" else c for c in shown)
 
 
 def csv_text(table: Table) -> str:
