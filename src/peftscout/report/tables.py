@@ -15,6 +15,7 @@ from peftscout.report.plan_table import plan_lines
 
 if TYPE_CHECKING:
     from peftscout.api import Result
+    from peftscout.doctor import Finding
 
 
 def dry_run(plan: Mapping[str, Any]) -> RenderableType:
@@ -88,6 +89,19 @@ def report(study: Result) -> RenderableType:
         cost += f" Computed {spent['tokens_per_real_token']:.2f} positions for each token."
     chosen = Text("\n".join(["Chosen plan:", *plan_lines(study.best.plan)]))
     return Group(Text(study.verdict, style="bold"), Text(), comparison(study.summary), front, chosen, Text(cost))
+
+
+def findings(found: Sequence[Finding]) -> RenderableType:
+    """Return what a doctor found, a line each; what is wrong stands out, also without colours."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in found:
+        table.add_row(
+            "ok" if finding.fine else "WRONG", finding.name, Text(finding.text), style="" if finding.fine else "red"
+        )
+    return table
 
 
 def _facts(title: str) -> Table:
