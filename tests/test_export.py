@@ -285,9 +285,10 @@ def test_the_card_says_how_to_load_what_was_found_and_the_plan(tmp_path: Path) -
     assert code[1] == report.snippet
     assert code[1].splitlines()[0].startswith("import peftscout")
     assert "No significant gain over the baseline." in text
-    assert text.startswith("---\nlibrary_name: peft\ntags:\n- peftscout\n---\n")
+    assert text.startswith("---\n# license: name one here")
+    assert "\nlibrary_name: peft\ntags:\n- peftscout\n---\n" in text
     for placement in case.plan:
-        assert f"- {placement}\n" in text
+        assert f"\n{placement}\n" in text
     assert str(report).startswith(f"{case.out}: an adapter of mixed ops")
     assert report.snippet in str(report)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftscout.backbone import load_config, quiet_loading
 from peftscout.config import StudyConfig
-from peftscout.engine import run_study
+from peftscout.engine import evaluations_after_search, run_study
 from peftscout.errors import BudgetError, ConfigError, StudyError, nearest
 from peftscout.estimate import dry_run
 from peftscout.export import ExportReport
@@ -21,14 +21,17 @@ from peftscout.handover import Format, export_study
 from peftscout.plan import Plan
 from peftscout.preparation import prepare
 from peftscout.report.progress import Reporter, Silent, reporter_for
+from peftscout.report.side_by_side import SideBySide, read_entry, side_by_side
+from peftscout.report.standing import Standing, phase_of, standing
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
-from peftscout.study import read_json, read_records, read_summary
+from peftscout.study import read_config, read_json, read_records, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from peftscout.architecture import ModelMap
+    from peftscout.report.page import Written
 
 PUBLISHED = ("s4-model", "s4-3b-model")
 """Plans of the literature that compile on any backbone and budget (PEFT Design Spaces, Chen et al. 2023)."""
@@ -85,6 +88,12 @@ class Result:
     def export(self, out: str | Path, format: Format = "auto") -> ExportReport:
         """Write the trained adapter of the chosen plan to ``out``; see `peftscout.handover.export_study`."""
         return export_study(self.folder, Path(out), format)
+
+    def report(self, out: str | Path | None = None, reference: str | Path | None = None) -> Written:
+        """Write ``report.html``, ``report.md`` and ``trials.csv``; see `peftscout.report.page.write_report`."""
+        from peftscout.report.page import write_report  # with matplotlib, which nothing else here needs
+
+        return write_report(self.folder, _path(out), _path(reference))
 
     def __str__(self) -> str:
         return self.verdict
@@ -169,8 +178,25 @@ def study_status(folder: Path) -> list[dict[str, Any]]:
             "score": None if r.outcome is None else r.outcome.score,
             "seconds": None if r.outcome is None else r.outcome.seconds,
         }
-        for r in read_records(folder)
+        for r in read_records(folder, read_config(folder).storage)
     ]
+
+
+def study_standing(folder: Path) -> Standing:
+    """Return how a running or finished study stands: best in budget, size of the front, time left."""
+    config = read_config(folder)
+    most = config.trials + evaluations_after_search(config)
+    return standing(read_records(folder, config.storage), phase_of(folder), most)
+
+
+def compare(places: Sequence[str | Path]) -> SideBySide:
+    """Put studies (folders) and plans (files) side by side.
+
+    Raises:
+        StudyError: when there are fewer than two, one is missing, or a study has not finished.
+        PlanError: when a file holds no plan.
+    """
+    return side_by_side([read_entry(Path(place)) for place in places])
 
 
 def apply(
@@ -282,3 +308,7 @@ def terminal_reporter() -> Reporter:
 
 def _is_dataset_dict(data: object) -> bool:
     return isinstance(data, Mapping) and bool(data) and all(hasattr(split, "column_names") for split in data.values())
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)

@@ -51,12 +51,15 @@ def inspect(
     model: Model,
     space: Annotated[str | None, typer.Option(help="Preset or YAML file: shows what it offers in this model.")] = None,
     role: Roles = None,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="A tree of stacks, layers and sites instead of a table.")
+    ] = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Show where ops can sit in a model, with shapes and prices. No weights are loaded."""
     from peftscout.api import map_model
-    from peftscout.report.inspect import inspect_json, inspect_text
+    from peftscout.report.inspect import inspect_json, inspect_text, inspect_tree
     from peftscout.space import load_space
 
     model_map = map_model(model, roles=_roles(role), trust_remote_code=trust_remote_code)
@@ -64,7 +67,7 @@ def inspect(
     if as_json:
         _print_json(inspect_json(model_map, chosen))
     else:
-        _console().print(inspect_text(model_map, chosen))
+        _console().print((inspect_tree if tree else inspect_text)(model_map, chosen))
 
 
 @app.command()
@@ -133,20 +136,30 @@ def search(
 
 @app.command()
 def status(study: StudyFolder, as_json: AsJson = False) -> None:
-    """Show the evaluations of a running or finished study."""
+    """Show how a running or finished study stands: best in budget, front, time left, and every evaluation."""
     from peftscout import api
-    from peftscout.report import tables
+    from peftscout.report import standing, tables
 
     rows = api.study_status(study)
     if as_json:
         _print_json(rows)
     else:
-        _console().print(tables.status(rows))
+        _console().print(standing.shown(api.study_standing(study)), tables.status(rows))
 
 
 @app.command()
-def report(study: StudyFolder, as_json: AsJson = False) -> None:
-    """Show the result of a finished study: verdict, comparison, front and chosen plan."""
+def report(
+    study: StudyFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; by default the study's.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Finished study of the same task and budget to draw beside, such as random.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the result of a finished study, and write it as report.html, report.md and trials.csv.
+
+    With --json the summary is printed and nothing is written.
+    """
     from peftscout import api
     from peftscout.report import tables
 
@@ -154,7 +167,40 @@ def report(study: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(result.summary)
     else:
+        written = result.report(out, reference)
         _console().print(tables.report(result))
+        typer.echo(f"Wrote {written.html}, {written.markdown.name} and {written.csv.name}.")
+
+
+@app.command()
+def compare(
+    places: Annotated[list[str], typer.Argument(help="Folders of finished studies, and files with a plan.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put studies and plans side by side: what they cost, what they scored, and where the plans differ."""
+    from peftscout import api
+    from peftscout.report import side_by_side
+
+    found = api.compare(places)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _console().print(side_by_side.shown(found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, devices and cache, and check that adapters work here; exits with 1 when something is wrong."""
+    from peftscout.doctor import diagnose
+    from peftscout.report import tables
+
+    findings = list(diagnose())
+    if as_json:
+        _print_json([finding.to_json() for finding in findings])
+    else:
+        _console().print(tables.findings(findings))
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -106,11 +106,12 @@ def export_adapter(
             raise ExportError(f"{out}: {error}{_REMEDY[rung]}") from error
         (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
         snippet = export_card.snippet(rung, str(out), base.name_or_path, base.auto_class, _keywords(base, rung))
-        text = export_card.card(rung, snippet, base.name_or_path, plan, plan.cost(model_map.sites), card)
+        cost = plan.cost(model_map.sites)
+        text = export_card.card(rung, snippet, base.name_or_path, plan, cost, card, model_map.sites)
         (folder / "README.md").write_text(text, encoding="utf-8")
         difference = _verify(peft_model, rung, folder, base, probe, Path(temporary), trust_remote_code)
         folder.replace(out)
-    return ExportReport(out, rung, plan.cost(model_map.sites), difference, snippet)
+    return ExportReport(out, rung, cost, difference, snippet)
 
 
 def refuse_existing(out: Path) -> None:

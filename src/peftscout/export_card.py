@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftscout.plan import Plan
+from peftscout.plan import Plan, Sites
+from peftscout.report.plan_table import plan_lines
+from peftscout.report.rendering import environment
 
 WHAT = {
     "lora": "a stock LoRA adapter, loads with peft alone",
@@ -30,13 +34,36 @@ def snippet(rung: str, folder: str, base: str, auto_class: str, kwargs: Mapping[
     )
 
 
-def card(rung: str, code: str, base: str, plan: Plan, cost: int, text: str | None) -> str:
-    """Return the model card: how to load the export, ``text``, and the plan."""
-    known = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub takes names, not folders
-    placements = "\n".join(f"- {placement}" for placement in plan)
+def card(rung: str, code: str, base: str, plan: Plan, cost: int, text: str | None, sites: Sites | None = None) -> str:
+    """Return the model card: how to load the export, ``text`` (Markdown), and the plan. The licence is the user's.
+
+    Args:
+        rung: which form the export has.
+        code: lines that load it.
+        base: name or folder of the backbone; only names of the hub are written.
+        plan: that was trained.
+        cost: its trainable parameters.
+        text: what is known of the study; see `report.model_card`.
+        sites: of the backbone; layers that hold nothing are then shown, too.
+    """
+    what = WHAT[rung]
     return (
-        f"---\nlibrary_name: {_LIBRARY[rung]}\n{known}tags:\n- peftscout\n---\n\n"
-        f"# {WHAT[rung][0].upper()}{WHAT[rung][1:]}\n\n```python\n{code}```\n\n"
-        + (f"{text.strip()}\n\n" if text else "")
-        + f"## The plan\n\n{cost:,} trained parameters besides the head; found by peftscout.\n\n{placements}\n"
+        environment()
+        .get_template("model_card.md.j2")
+        .render(
+            library=_LIBRARY[rung],
+            base="" if Path(base).exists() else _yaml(base),  # the hub takes names, not folders
+            what=f"{what[0].upper()}{what[1:]}",
+            code=code,
+            text=(text or "").strip(),
+            plan=list(plan),
+            cost=cost,
+            lines=plan_lines(plan, sites),
+        )
+        + "\n"
     )
+
+
+def _yaml(name: str) -> str:
+    """Return a name as YAML reads it back."""
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else json.dumps(name)

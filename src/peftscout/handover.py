@@ -16,7 +16,8 @@ from peftscout.errors import StudyError
 from peftscout.export import ExportReport, export_adapter
 from peftscout.plan import Plan
 from peftscout.reference import BaseReference
-from peftscout.study import Header, read_config, read_header, read_summary, trial_folder
+from peftscout.report.model_card import study_card
+from peftscout.study import read_config, read_header, read_summary, trial_folder
 
 Format = Literal["auto", "lora", "composite", "merged"]
 
@@ -45,7 +46,7 @@ def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportRepo
         BaseReference(**header.model["reference"]),
         out,
         format=format,
-        card=_card(summary, header),
+        card=study_card(summary, header),
         seed=config.seed,
         roles=config.roles,
         trust_remote_code=config.trust_remote_code,
@@ -105,19 +106,3 @@ def probe_batch(model: Any, choices: int = 0) -> dict[str, Tensor]:
 
 def _choices(reference: BaseReference) -> int:
     return 2 if reference.auto_class == "AutoModelForMultipleChoice" else 0
-
-
-def _card(summary: dict[str, Any], header: Header) -> str:
-    """Text of the model card under the load snippet: what was found, and what decided it."""
-    budget, spent = summary["budget"], f"{len(summary['trials'])} evaluations, {summary['spent']['seconds']:.0f} s"
-    lines = [
-        summary["verdict"],
-        "",
-        f"- task: {summary['task']}, metric: {summary['metric']}",
-        f"- budget: {budget['text']} = {budget['parameters']:,} trainable parameters, head apart",
-        f"- search: {summary['strategy']} over {summary['space']}, {spent}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in header.versions.items())}",
-    ]
-    if labels := summary["labels"]:
-        lines.append("- labels: " + ", ".join(f"{i} = {label}" for i, label in enumerate(labels)))
-    return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SiteKind = Literal["linear", "norm", "sublayer"]
 
@@ -59,3 +60,13 @@ class Site:
     has_bias: bool
     input_module: str | None = None
     attention: Attention | None = None
+
+
+def site_from_json(data: Mapping[str, Any]) -> Site:
+    """Read a site from its plain form, which ``dataclasses.asdict`` makes.
+
+    Raises:
+        TypeError: when a field is missing or unknown.
+    """
+    attention = data.get("attention")
+    return Site(**{**data, "attention": None if attention is None else Attention(**attention)})

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from peftscout.architecture.model_map import ranges
 from peftscout.cost import SIZELESS, Price, largest_size, ops_at, price
@@ -59,10 +60,61 @@ def inspect_text(model_map: ModelMap, space: Space | None = None) -> RenderableT
     legend = _LEGEND if space is None else f"{_LEGEND} {_SPACE_LEGEND}"
     parts: list[RenderableType] = [_facts(model_map, space), Text(), _table(model_map, _offers(model_map, space))]
     parts += [Text(), Text(legend, style="dim")]
-    if model_map.skipped:
-        notes = "\n".join(f"- {note}" for note in model_map.skipped)
-        parts += [Text(), Text("Left out:", style="bold"), Text(notes)]
-    return Group(*parts)
+    return Group(*parts, *_left_out(model_map))
+
+
+def inspect_tree(model_map: ModelMap, space: Space | None = None) -> RenderableType:
+    """Return the structure of a model as a tree: stacks, their equal layers, parts of a layer, sites with prices.
+
+    It says what `inspect_text` says; layers that are alike in everything share a branch.
+    """
+    offers = _offers(model_map, space)
+    tree = Tree(Text(model_map.model_type, style="bold"))
+    for stack in dict.fromkeys(site.stack for site in model_map.sites.values()):
+        branch = tree.add(Text(stack, style="bold"))
+        for layers, sites in _alike(model_map, offers, stack):
+            parent = branch if layers is None else branch.add(Text(f"layer{'s' * (not layers.isdigit())} {layers}"))
+            _add_sites(parent, sites, offers)
+    legend = _LEGEND if space is None else f"{_LEGEND} {_SPACE_LEGEND}"
+    return Group(_facts(model_map, space), Text(), tree, Text(), Text(legend, style="dim"), *_left_out(model_map))
+
+
+def _alike(model_map: ModelMap, offers: Offers, stack: str) -> list[tuple[str | None, list[Site]]]:
+    """Group the layers of a stack that are alike: their numbers in words, and the sites of the first of them."""
+    layers: dict[int | None, list[Site]] = {}
+    for site in model_map.sites.values():
+        if site.stack == stack:
+            layers.setdefault(site.layer, []).append(site)
+    groups: dict[tuple[_Row, ...], list[int | None]] = {}
+    for layer, sites in layers.items():
+        groups.setdefault(tuple(_row(site, offers.get(site.id, {})) for site in sites), []).append(layer)
+    return [
+        (None if own[0] is None else _shortened(ranges(n for n in own if n is not None)), layers[own[0]])
+        for own in groups.values()
+    ]
+
+
+def _add_sites(parent: Tree, sites: list[Site], offers: Offers) -> None:
+    """Add the sites of one layer: projections below their sublayer, then the sublayer's own ops and its norm."""
+    parts: dict[str, Tree] = {}
+    for site in sites:
+        row = _row(site, offers.get(site.id, {}))
+        part, _, role = row.name.rpartition(".")
+        place = parent if not part else parts.get(part) or parts.setdefault(part, parent.add(Text(part)))
+        if not part and site.kind == "sublayer" and site.role in parts:
+            place, role = parts[site.role], "as a whole"
+        bias = "" if site.kind == "sublayer" else ", with bias" if site.has_bias else ""
+        line = Text(role)
+        line.append(f"  {row.shape}{bias}  ", style="dim")
+        line.append(row.ops)
+        place.add(line)
+
+
+def _left_out(model_map: ModelMap) -> list[RenderableType]:
+    if not model_map.skipped:
+        return []
+    notes = "\n".join(f"- {note}" for note in model_map.skipped)
+    return [Text(), Text("Left out:", style="bold"), Text(notes)]
 
 
 def inspect_json(model_map: ModelMap, space: Space | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from peftscout.cost import SIZELESS
 from peftscout.plan import Plan, Sites
 from peftscout.report.plan_words import describe
 
-__all__ = ["describe", "plan_lines", "plan_table"]
+__all__ = ["column_order", "describe", "place", "plan_lines", "plan_table", "short_names"]
 
 WIDTH = 100
 """Columns of text within which a plan must be legible."""
@@ -73,10 +73,10 @@ def plan_lines(plan: Plan, sites: Sites | None = None, width: int = WIDTH) -> li
 def _blocks(plan: Plan, sites: Sites | None, width: int) -> list[_Block]:
     """Lay the columns out from left to right, and in a new block where the next one would not fit."""
     rows = _rows(plan, sites)
-    columns = sorted({column for row in rows for column in row.cells}, key=_column_order)
+    columns = sorted({column for row in rows for column in row.cells}, key=column_order)
     if not columns:
         return [_Block(["nothing is trained"], [])]
-    names = dict(zip(columns, _short_names(columns), strict=True))
+    names = dict(zip(columns, short_names(columns), strict=True))
     stacks = list(dict.fromkeys(row.stack for row in rows))
     label_width = max(len(stack) for stack in stacks) * (len(stacks) > 1) + len(" 100-100")
     together: list[list[str]] = []
@@ -101,11 +101,11 @@ def _rows(plan: Plan, sites: Sites | None) -> list[_Row]:
     """Return a row for each layer: stacks in order, their layers ascending, what is outside the layers last."""
     cells: dict[tuple[str, int | None], dict[str, str]] = {}
     for site in sites or ():
-        stack, layer, _ = _place(site)
+        stack, layer, _ = place(site)
         if layer is not None:
             cells.setdefault((stack, layer), {})
     for p in plan:
-        stack, layer, column = _place(p.site)
+        stack, layer, column = place(p.site)
         row = cells.setdefault((stack, layer), {})
         text = p.op if p.op in SIZELESS else f"{p.op} {p.size}"
         row[column] = f"{row[column]} + {text}" if column in row else text
@@ -135,7 +135,7 @@ def _collapse(rows: Sequence[_Row], columns: Sequence[str]) -> list[_Row]:
     return collapsed
 
 
-def _place(site: str) -> tuple[str, int | None, str]:
+def place(site: str) -> tuple[str, int | None, str]:
     """Split an id into stack, layer and the rest: ``layers.7.ffn.down`` is ``layers``, 7, ``ffn.down``."""
     if match := re.fullmatch(r"([^.]+)\.([0-9]{1,9})\.(.+)", site):
         return match[1], int(match[2]), match[3]
@@ -149,7 +149,7 @@ def _label(row: _Row, several_stacks: bool) -> str:
     return f"{row.stack} {layers}" if several_stacks else layers
 
 
-def _column_order(column: str) -> tuple[int, int, int, str]:
+def column_order(column: str) -> tuple[int, int, int, str]:
     """Sort key: the parts of a block in order; in each its projections, the sublayer itself, then its norms."""
     head, _, role = column.partition(".")
     part = next((n for n, name in enumerate(_PARTS) if re.fullmatch(rf"{name}(_post)?(_norm)?", head)), len(_PARTS))
@@ -157,7 +157,7 @@ def _column_order(column: str) -> tuple[int, int, int, str]:
     return part, kind, _ROLES.index(role) if role in _ROLES else len(_ROLES), column
 
 
-def _short_names(columns: Sequence[str]) -> list[str]:
+def short_names(columns: Sequence[str]) -> list[str]:
     """Return the last part of each column (``q`` for ``attention.q``), or all of it where two would be the same."""
     last = [column.rpartition(".")[2] for column in columns]
     return [name if last.count(name) == 1 else column for name, column in zip(last, columns, strict=True)]

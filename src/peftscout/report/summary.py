@@ -64,12 +64,14 @@ def summarise(
     return {
         "schema": SCHEMA,
         "model": config.model,
+        "parameters": total,
         "task": task.name,
         "metric": task.metrics[0],
         "labels": list(task.labels),
         "budget": {"parameters": problem.budget.parameters, "text": problem.budget.text},
         "strategy": config.strategy,
         "space": problem.space.name,
+        "sites": [asdict(site) for site in problem.sites.values()],
         "trials": [_trial(r) for r in records],
         "best": _contender(best),
         "baseline": _contender(baseline),
@@ -124,10 +126,12 @@ def _trial(record: Record) -> dict[str, Any]:
         "score": None if o is None else o.score,
         "seconds": None if o is None else o.seconds,
         "steps": None if o is None else o.steps,
+        "passes": None if o is None else o.passes,
         "full": r.fidelity.full,
         "peak_memory": None if o is None else o.peak_memory,
         "seed": r.seed,
         "lr_scale": r.lr_scale,
+        "message": "" if o is None else o.message,
         "plan": r.plan.to_json(),
     }
 

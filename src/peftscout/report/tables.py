@@ -15,6 +15,7 @@ from peftscout.report.plan_table import plan_lines
 
 if TYPE_CHECKING:
     from peftscout.api import Result
+    from peftscout.doctor import Finding
 
 
 def dry_run(plan: Mapping[str, Any]) -> RenderableType:
@@ -106,6 +107,19 @@ def _about_earlier(earlier: Mapping[str, Any] | None) -> str:
         return ""
     known = "known from the start" if earlier["used_as"] == "observations" else "a prior"
     return f"\n{earlier['evaluations']} evaluations of {earlier['study']} were {known}; they are not among the trials."
+
+
+def findings(found: Sequence[Finding]) -> RenderableType:
+    """Return what a doctor found, a line each; what is wrong stands out, also without colours."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in found:
+        table.add_row(
+            "ok" if finding.fine else "WRONG", finding.name, Text(finding.text), style="" if finding.fine else "red"
+        )
+    return table
 
 
 def _facts(title: str) -> Table:

@@ -189,6 +189,19 @@ class AutoPeft:
         cost = request.plan.cost(self.problem.sites)
         return Recommendation(request.plan, request.lr_scale, cost, float(mean[0]), float(std[0]), None)
 
+    def expectation(self, request: Evaluate) -> tuple[float, float] | None:
+        """Return mean and standard deviation of the score that evaluating ``request`` would show, noise included.
+
+        ``None`` during the initial design, and for a plan outside of the space.
+        """
+        point = self._requests.point_of(request)
+        if self._designing or self._reference_score is None or point is None:
+            return None
+        acquisition = self._model.acquisition(self._told, self._reference_score)
+        mean, std = acquisition.predict(self._encoder(point[None]))
+        noise = float(np.mean([member.gp.noise for member in acquisition.members]))
+        return float(mean[0]), float(np.hypot(std[0], np.sqrt(noise)))
+
     # -- initial design -----------------------------------------------------------------------------------------------
 
     @property
