@@ -29,10 +29,11 @@ from peftscout.training.forward import Forward
 from peftscout.training.initial_states import InitialStates
 from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
+from peftscout.training.objectives import objective_for
 from peftscout.training.one_row import one_row
 from peftscout.training.paused import PausedTrials
 from peftscout.training.schedule import parameter_groups
-from peftscout.training.scoring import Predictor, predict
+from peftscout.training.scoring import predict
 from peftscout.training.settings import TrainingSettings
 from peftscout.training.shortcuts import Shortcuts
 from peftscout.training.trial import DivergedError, Run, Trial
@@ -78,20 +79,22 @@ class Evaluator:
         self.data = data
         self.settings = settings
         self.note = note
-        self.stacks = True
         self.op_settings = op_settings or tuner.OpSettings()
         self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)
-        regression = data.task.kind == "regression"
-        self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
-        self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
+        self.objective = objective_for(data.task, tokenizer, backbone.model)
+        self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, data.task.kind == "regression")
         self.paused = PausedTrials(None if folder is None else folder / "paused")
         self.initial = InitialStates(None if folder is None else folder / "initial")
         cache = None
         if folder is not None and settings.cache_bytes > 0:
             cache = ActivationCache(folder / "activations", settings.cache_bytes)
         self.shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
+        self.stacks = not self.objective.no_stacks
+        for reason in (self.objective.no_shortcuts, self.objective.no_stacks):
+            if reason and settings.shortcuts:
+                note(reason)
         self._fractions: dict[float, Encoded] = {}
         self._checksum = tuner.checksum(backbone.model)
 
@@ -149,7 +152,7 @@ class Evaluator:
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
         """Return predictions of an adapted model in row order: in fp32, as whoever loads it will get them."""
         forward = Forward(model, self.make_batch, Device(FP32))
-        return predict(forward, rows, self.predictor, self.settings.eval_batch_size)[0]
+        return predict(forward, rows, self.objective, self.settings.eval_batch_size)[0]
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:
         settings = self.settings
@@ -171,7 +174,7 @@ class Evaluator:
                 trial,
                 forward,
                 self.data.search,
-                self.predictor,
+                self.objective,
                 training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
                 progress=progress,
             )
@@ -183,13 +186,18 @@ class Evaluator:
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
         """Give what passes rows through ``model``, with every shortcut that its plan allows."""
         activations, position = None, None
-        if self.settings.shortcuts:
+        if self.shortcuts_allowed:
             batch = self.check_batch()
             entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
             activations = self.shortcuts.activations(model, entrance, self.visited(trial))
             position = self.shortcuts.position(model, request.plan, batch)
         with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
             yield Forward(model, self.make_batch, self.device, activations)
+
+    @property
+    def shortcuts_allowed(self) -> bool:
+        """Whether it may be tested what need not be computed."""
+        return self.settings.shortcuts and not self.objective.no_shortcuts
 
     @property
     def still(self) -> bool:
@@ -221,7 +229,8 @@ class Evaluator:
         train = self.data.train
         order = np.argsort(train.lengths, kind="stable")
         rows = order[np.linspace(0, len(order) // 2, CHECK_ROWS).astype(np.int64).clip(max=len(order) - 1)]
-        return self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
+        batch = self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
+        return self.objective.inputs(batch)
 
 
 def done(run: Run, cost: int, seconds: float, peak_memory: int) -> Outcome:
