@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from peftscout import tuner
-from peftscout.backbone import Backbone
+from peftscout.backbone import CAUSAL_KINDS, Backbone
 from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
@@ -83,8 +83,9 @@ class Evaluator:
         self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)
         tokenizer = backbone.tokenizer
-        self.objective = objective_for(data.task, tokenizer, backbone.model)
-        self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, data.task.kind == "regression")
+        self.objective = objective_for(data.task, tokenizer, backbone.model.config, data.train)
+        side = "right" if data.task.kind in CAUSAL_KINDS else tokenizer.padding_side
+        self.make_batch = BatchMaker(tokenizer.pad_token_id, side, data.task.kind == "regression")
         self.paused = PausedTrials(None if folder is None else folder / "paused")
         self.initial = InitialStates(None if folder is None else folder / "initial")
         cache = None
