@@ -72,7 +72,8 @@ class SequenceLoss:
 
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed negative log-likelihood and the number of tokens."""
-        return float(outputs[:, 0].sum()), float(outputs[:, 1].sum())
+        nll, tokens = outputs.detach().sum(0)[:2].tolist()
+        return nll, tokens
 
     def predictions(self, outputs: Tensor, targets: Tensor) -> np.ndarray:
         """Return the statistics of the rows, see `row_statistics.COLUMNS`."""

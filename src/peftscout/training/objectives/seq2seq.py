@@ -148,4 +148,4 @@ class LabelTexts(Classes):
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed negative log-likelihood of the right labels and the number of their tokens."""
         own = outputs.gather(1, targets[:, None])
-        return -float(own.sum()), float((self.texts.to(targets.device)[targets] != IGNORED).sum())
+        return -own.sum().item(), float((self.texts.to(targets.device)[targets] != IGNORED).sum())
