@@ -70,7 +70,7 @@ def encode_text_to_text(split: Rows, tokenizer: Any, limit: int) -> Encoded:
     sources = tokenizer([texts[0] for texts in split.texts], padding=False, verbose=False)
     short = tokenizer([texts[0] for texts in split.texts], padding=False, truncation=True, max_length=limit)
     for n, target in enumerate(split.targets):
-        labels = target_ids(tokenizer, target)
+        labels = target_ids(tokenizer, str(target))
         if len(labels) > limit:
             raise _too_long(f"{split.name}[{n}]", "target", len(labels), limit)
         cut += len(sources["input_ids"][n]) > limit

@@ -31,6 +31,7 @@ from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
 from peftscout.training.objectives import objective_for
 from peftscout.training.one_row import one_row
+from peftscout.training.own_training import Candidate, OwnTraining, run_own
 from peftscout.training.paused import PausedTrials
 from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import predict
@@ -64,6 +65,7 @@ class Evaluator:
         op_settings: scale and activation of the ops.
         folder: for trials that stopped at a rung and for stored activations; ``None``: nothing is kept between trials.
         note: is told, in words, which shortcuts this model does not allow.
+        own: a user's training and score, in place of ours.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Evaluator:
         op_settings: tuner.OpSettings | None = None,
         folder: Path | None = None,
         note: Callable[[str], None] = lambda text: None,
+        own: OwnTraining | None = None,
     ) -> None:
         self.backbone = backbone
+        self.own = own
         self.data = data
         self.settings = settings
         self.note = note
@@ -92,7 +96,7 @@ class Evaluator:
         if folder is not None and settings.cache_bytes > 0:
             cache = ActivationCache(folder / "activations", settings.cache_bytes)
         self.shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
-        self.stacks = not self.objective.no_stacks
+        self.stacks = own is None and not self.objective.no_stacks
         for reason in (self.objective.no_shortcuts, self.objective.no_stacks):
             if reason and settings.shortcuts:
                 note(reason)
@@ -159,6 +163,8 @@ class Evaluator:
         settings = self.settings
         if request.initial:
             tuner.load_trainable_state(model, self.initial.load(request.initial))
+        if self.own is not None:
+            return run_own(self.own, self._candidate(model, request), request)
         trial = Trial(
             parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
             request.fidelity,
@@ -182,6 +188,11 @@ class Evaluator:
         self.keep(trial, request)
         tuner.load_trainable_state(model, trial.best_state)
         return trial.run
+
+    def _candidate(self, model: Any, request: Evaluate) -> Candidate:
+        rows = self.rows(request.fidelity.data_fraction)
+        tokenizer, task, steps = self.backbone.tokenizer, self.data.task, request.fidelity.steps
+        return Candidate(model, tokenizer, task, rows, self.data.search, steps, request.seed, request.lr_scale)
 
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:

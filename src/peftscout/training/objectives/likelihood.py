@@ -58,8 +58,10 @@ class SequenceLoss:
     no_shortcuts: str = ""
     no_stacks: str = ""
 
-    columns = ("nll", "tokens", "right", "exact")
-    """What the columns of a scoring pass are."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the columns of a scoring pass are."""
+        return SCORED
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch as it is."""
@@ -79,6 +81,10 @@ class SequenceLoss:
         """Return the statistics of the rows, see `row_statistics.COLUMNS`."""
         values = finite(outputs).double().cpu().numpy()
         return statistics(len(values), **dict(zip(self.columns, values.T, strict=True)))
+
+
+SCORED = ("nll", "tokens", "right", "exact")
+"""What the columns of `scored` are."""
 
 
 def scored(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from peftscout.errors import DataError
 from peftscout.tasks.sequences import IGNORED, target_ids
 from peftscout.training.objectives.base import Batch, Pass, plain_pass
-from peftscout.training.objectives.likelihood import SequenceLoss, scored, shift_right, sums, token_nll
+from peftscout.training.objectives.likelihood import SCORED, SequenceLoss, scored, shift_right, sums, token_nll
 from peftscout.training.objectives.pooled import Classes
 
 
@@ -69,9 +69,9 @@ class GeneratedText(TextToText):
     no_stacks: str = "plans are evaluated one by one: texts are generated for this metric"
 
     @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    def columns(self) -> tuple[str, ...]:
         """What the columns of a scoring pass are."""
-        return (*SequenceLoss.columns, *self.names)
+        return (*SCORED, *self.names)
 
     def score(self, model: Any, batch: Batch) -> Pass:
         """Return statistics of the rows, twice."""

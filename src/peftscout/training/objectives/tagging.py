@@ -9,7 +9,7 @@ import torch
 
 from peftscout.tasks.sequences import IGNORED
 from peftscout.training.objectives.base import Batch, Pass, plain_pass
-from peftscout.training.objectives.likelihood import SequenceLoss, scored, sums
+from peftscout.training.objectives.likelihood import SCORED, SequenceLoss, scored, sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,10 @@ class Tags(SequenceLoss):
 
     outside: int | None
 
-    columns = (*SequenceLoss.columns, "hits", "found", "wanted")
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the columns of a scoring pass are."""
+        return (*SCORED, "hits", "found", "wanted")
 
     def train(self, model: Any, batch: Batch) -> Pass:
         """Return the sums of the rows, twice."""
