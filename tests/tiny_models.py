@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     GPT2Config,
     LlamaConfig,
@@ -30,7 +31,7 @@ from transformers import (
 Head = Literal["base", "sequence", "multiple_choice", "lm"]
 
 TINY_NAMES = ("bert", "roberta", "t5", "t5_gated", "gpt2", "llama", "qwen3")
-"""Every name that `tiny_config` knows."""
+"""Every name that `tiny_config` knows, and that tests of all models go through; it knows ``bart``, too."""
 
 VOCABULARY = 100
 PAD, BOS, EOS = 0, 2, 1
@@ -66,6 +67,20 @@ _T5 = {
     "dropout_rate": 0.0,
     "decoder_start_token_id": PAD,
 }
+_BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "init_std": 0.2,
+    "decoder_start_token_id": EOS,
+    "forced_eos_token_id": None,
+}
 _GPT2 = {
     "n_embd": 32,
     "n_layer": 2,
@@ -93,6 +108,8 @@ def tiny_config(name: str, num_labels: int = 2, **changes: object) -> Pretrained
             return T5Config(
                 **{**common, **_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **changes}
             )
+        case "bart":
+            return BartConfig(**{**common, **_BART, **changes})
         case "gpt2":
             return GPT2Config(**{**common, **_GPT2, **changes})
         case "llama":
@@ -127,7 +144,7 @@ def _auto_class(name: str, head: Head) -> type:
             return AutoModelForMultipleChoice
         case "lm" if name in ("bert", "roberta"):
             return AutoModelForMaskedLM
-        case "lm" if name.startswith("t5"):
+        case "lm" if name.startswith("t5") or name == "bart":
             return AutoModelForSeq2SeqLM
         case "lm":
             return AutoModelForCausalLM

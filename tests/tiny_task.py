@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Split, Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from tiny_models import tiny_model
@@ -18,7 +18,21 @@ GOOD, BAD = ["good", "fine", "great"], ["bad", "poor", "awful"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLERS]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '[CLS] ' if m.role == 'user' else '[SEP] ' }}{{ m.content }}"
+    "{% if m.role == 'assistant' %} [EOS]{% endif %} {% endfor %}{% if add_generation_prompt %}[SEP] {% endif %}"
+)
+
+
+def tiny_tokenizer(*, writes: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer; one that ``writes`` has a token that ends texts and a chat template."""
+    if writes:
+        tokenizer = Tokenizer(
+            WordLevel({word: i for i, word in enumerate([*WORDS[:1], "[EOS]", *WORDS[1:]])}, unk_token="[UNK]")
+        )
+        tokenizer.pre_tokenizer = Split(" ", "removed")
+        special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, chat_template=CHAT_TEMPLATE)
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
@@ -31,6 +45,48 @@ def save_tiny_model(folder: Path, name: str = "bert") -> Path:
     tiny_model(name, head="base").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_tiny_writer(folder: Path, name: str) -> Path:
+    """Save a random tiny model that writes texts (t5, bart, llama, gpt2), and its tokenizer."""
+    tiny_model(name, head="lm").save_pretrained(folder)
+    tiny_tokenizer(writes=True).save_pretrained(folder)
+    return folder
+
+
+def write_texts(folder: Path, kind: str, *, train: int = 120, validation: int = 30) -> Path:
+    """Write a data folder whose targets are texts, choices or tags that follow from what is given.
+
+    ``prompts``: a text is answered by its first word, then by whether it is good; ``chats``: likewise; ``stories``:
+    good words follow good ones; ``choices``: which word continues; ``tags``: each word is good, bad or neither.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for split, n in (("train", train), ("validation", validation)):
+        lines = [json.dumps(_written(kind, rng)) for _ in range(n)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def _written(kind: str, rng: np.random.Generator) -> dict[str, object]:
+    label = int(rng.integers(2))
+    text = _text([(BAD, GOOD)[label]] * 2, rng)
+    answer = f"{text.split()[0]} {('bad', 'good')[label]}"
+    match kind:
+        case "prompts":
+            return {"prompt": text, "completion": answer}
+        case "chats":
+            asked, answered = {"role": "user", "content": text}, {"role": "assistant", "content": answer}
+            return {"messages": [asked, answered]}
+        case "stories":
+            return {"text": " ".join(str(w) for w in rng.choice((BAD, GOOD)[label], size=int(rng.integers(3, 8))))}
+        case "choices":
+            return {"prompt": text, "choice1": "bad", "choice2": "good", "label": label}
+        case "tags":
+            words = text.split()
+            return {"tokens": words, "tags": ["O" if w in FILLERS else "G" if w in GOOD else "B" for w in words]}
+        case _:
+            raise ValueError(f"no kind {kind!r}")
 
 
 def write_task(folder: Path, *, kind: str = "classification", train: int = 200, validation: int = 60) -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from peftscout.architecture import ModelMap
     from peftscout.report.page import Written
+    from peftscout.training.own_training import OwnTraining
 
 PUBLISHED = ("s4-model", "s4-3b-model")
 """Plans of the literature that compile on any backbone and budget (PEFT Design Spaces, Chen et al. 2023)."""
@@ -106,6 +107,7 @@ def search(
     budget: str | int,
     study: str | Path | None = None,
     progress: bool = True,
+    evaluate: OwnTraining | None = None,
     **options: Any,
 ) -> Result:
     """Find, within ``budget`` trainable parameters, the PEFT configuration that serves ``model`` on ``data`` best.
@@ -119,6 +121,8 @@ def search(
         budget: ``200_000``, ``"0.5%"``, ``"1.39‱"``, ``"2MB"``.
         study: folder of the study; by default ``studies/<model>-<task>-<hash of the configuration>``.
         progress: show progress on the terminal (standard error).
+        evaluate: trains a plan your way and returns its score, see `peftscout.training.own_training.Candidate` and
+            ``examples/own_training.py``. The final comparison is by the metric of the task, on models that it trained.
         **options: any other field of `peftscout.config.StudyConfig`, such as ``trials=20`` or ``training={...}``.
 
     Returns:
@@ -135,13 +139,19 @@ def search(
     else:
         fields = {"source": str(data)}
     config = StudyConfig.from_mapping({"model": str(model), "budget": budget, "data": fields, **options})
-    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory)
+    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory, evaluate)
 
 
-def search_config(config: StudyConfig, study: str | Path | None, reporter: Reporter, in_memory: Any = None) -> Result:
+def search_config(
+    config: StudyConfig,
+    study: str | Path | None,
+    reporter: Reporter,
+    in_memory: Any = None,
+    own_training: OwnTraining | None = None,
+) -> Result:
     """Run or continue the study of ``config``; what `search` and the command line share."""
     folder = Path(study) if study is not None else default_folder(config)
-    return Result(folder, run_study(prepare(config, in_memory), folder, reporter))
+    return Result(folder, run_study(prepare(config, in_memory, own_training), folder, reporter))
 
 
 def dry_run_config(config: StudyConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
@@ -21,8 +22,16 @@ AUTO_CLASSES: Mapping[str, str] = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
     "multiple_choice": "AutoModelForMultipleChoice",
+    "labels_as_text": "AutoModelForSeq2SeqLM",
+    "text_to_text": "AutoModelForSeq2SeqLM",
+    "causal_lm": "AutoModelForCausalLM",
+    "choice_likelihood": "AutoModelForCausalLM",
+    "token_classification": "AutoModelForTokenClassification",
 }
 """Task kind -> the transformers class that loads a model with its head."""
+
+CAUSAL_KINDS = ("causal_lm", "choice_likelihood")
+"""Kinds for decoders. Their rows are padded on the right, where nothing that is predicted sees it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ def load_backbone(
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
+    elif task.kind == "token_classification":
+        arguments |= {"num_labels": len(task.labels)}
     elif task.kind == "classification":
         arguments |= {"num_labels": len(task.labels), "problem_type": "single_label_classification"}
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -100,8 +111,36 @@ def load_backbone(
     if getattr(config, "pad_token_id", None) is None:
         arguments["pad_token_id"] = tokenizer.pad_token_id
     reference = BaseReference(name, AUTO_CLASSES[task.kind], arguments)
+    _require_decoder(name, task, config)
     model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    if task.kind in CAUSAL_KINDS:
+        _require_causal(name, model)
     return Backbone(model, tokenizer, ModelMap.from_model(model, roles), reference, _positions(config, tokenizer))
+
+
+def _require_decoder(name: str, task: Task, config: Any) -> None:
+    """Raise an ArchitectureError when the model is of the wrong make for a kind that writes texts."""
+    if task.kind in CAUSAL_KINDS and config.is_encoder_decoder:
+        raise ArchitectureError(
+            f"model {name}: is an encoder-decoder, {task.kind} is for decoders; use kind=text_to_text or labels_as_text"
+        )
+    writes = AUTO_CLASSES[task.kind] == "AutoModelForSeq2SeqLM"
+    if writes and config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise ArchitectureError(
+            f"model {name}: its config names no decoder_start_token_id, with which the decoder begins (models that "
+            "begin with the language to write are not supported)"
+        )
+
+
+@torch.inference_mode()
+def _require_causal(name: str, model: Any) -> None:
+    """Raise an ArchitectureError when earlier positions see later ones: likelihoods of next tokens would be a lie."""
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
+    one, other = model.eval()(input_ids=ids).logits[:, :3].float()
+    if (one - other).abs().max() > 1e-3 * one.abs().max():
+        raise ArchitectureError(
+            f"model {name}: its earlier positions see later ones, so it is no decoder; use kind=classification"
+        )
 
 
 def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:

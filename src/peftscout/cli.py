@@ -32,6 +32,7 @@ Train = Annotated[Path | None, typer.Option(help="File of training rows (jsonl, 
 Validation = Annotated[Path | None, typer.Option(help="File of validation rows.")]
 Text = Annotated[str | None, typer.Option(help="Column of the text.")]
 TextPair = Annotated[str | None, typer.Option(help="Column of the second text.")]
+Kind = Annotated[str | None, typer.Option(help="What is predicted, and how: see docs/tasks.md.")]
 Label = Annotated[str | None, typer.Option(help="Column of the label.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps of an evaluation.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the search.")]
@@ -81,6 +82,7 @@ def search(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
+    kind: Kind = None,
     max_train_rows: Annotated[int | None, typer.Option(help="Use only so many training rows.")] = None,
     space: Annotated[str | None, typer.Option(help="Preset name or YAML file.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Search strategy.")] = None,
@@ -108,7 +110,7 @@ def search(
     from peftscout.report import tables
 
     fields: dict[str, Any] = {"source": data, "train": train, "validation": validation, "test": test, "text": text}
-    fields |= {"text_pair": text_pair, "label": label, "max_train_rows": max_train_rows}
+    fields |= {"text_pair": text_pair, "label": label, "kind": kind, "max_train_rows": max_train_rows}
     options: dict[str, Any] = {"model": model, "budget": budget, "data": fields, "space": space, "strategy": strategy}
     options |= {
         "trials": trials,
@@ -227,6 +229,7 @@ def apply(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
+    kind: Kind = None,
     steps: Steps = None,
     seed: Seed = None,
     config: Config = None,
@@ -238,7 +241,7 @@ def apply(
     from peftscout import api
 
     fields = {"source": data, "train": train, "validation": validation, "text": text, "text_pair": text_pair}
-    options = {"model": model, "data": {**fields, "label": label}, "steps": steps, "seed": seed}
+    options = {"model": model, "data": {**fields, "label": label, "kind": kind}, "steps": steps, "seed": seed}
     options |= {"trust_remote_code": trust_remote_code or None}
     laid = _laid(config, options, set_)
     _print_json(api.apply_options(plan, laid, budget, out, _format(format), api.terminal_reporter()))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from peftscout.errors import ConfigError, nearest
 from peftscout.strict_yaml import read_strictly
+from peftscout.tasks.recipes import Kind
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?\s*")
 _SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -22,6 +23,11 @@ def parse_duration(value: object) -> object:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.lower())):
         return float(match[1]) * _SECONDS[match[2]]
     return value
+
+
+def with_underscores(value: object) -> object:
+    """Turn ``text-to-text`` into ``text_to_text``; anything that is no text is left for the validator."""
+    return value.replace("-", "_") if isinstance(value, str) else value
 
 
 class _Section(BaseModel):
@@ -39,7 +45,8 @@ class DataConfig(_Section):
         text: column of the text; found by name when not given.
         text_pair: column of the second text.
         label: column of the label.
-        kind: classification, regression or multiple_choice; inferred when not given.
+        kind: classification, regression or multiple_choice, inferred when not given; or labels_as_text, text_to_text,
+            causal_lm, choice_likelihood, token_classification (``docs/tasks.md``). Dashes are read as underscores.
         metric: main metric; by task when not given.
         on_bad_rows: stop at a row that cannot be used, or skip it and say how many.
         max_train_rows: use only so many training rows (a seeded sample).
@@ -55,7 +62,7 @@ class DataConfig(_Section):
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
-    kind: Literal["classification", "regression", "multiple_choice"] | None = None
+    kind: Annotated[Kind | None, BeforeValidator(with_underscores)] = None
     metric: str | None = None
     on_bad_rows: Literal["error", "skip"] = "error"
     max_train_rows: int | None = Field(default=None, ge=2)

@@ -70,7 +70,8 @@ def export_trained(
     model_map = ModelMap.from_model(model, roles)
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()
-    probe = probe_batch(model, choices=_choices(reference))
+    writes = reference.auto_class == "AutoModelForSeq2SeqLM"
+    probe = probe_batch(model, choices=_choices(reference), writes=writes)
     return export_adapter(
         adapted,
         plan,
@@ -92,13 +93,18 @@ def _trained_trial(summary: dict[str, Any]) -> int:
     return int(max(finals, key=lambda t: t["score"])["number"] if finals else best["trial"])
 
 
-def probe_batch(model: Any, choices: int = 0) -> dict[str, Tensor]:
-    """Return made-up token ids with some padding, for comparing outputs: [rows, length] or [rows, choices, length]."""
+def probe_batch(model: Any, choices: int = 0, *, writes: bool = False) -> dict[str, Tensor]:
+    """Return made-up token ids with some padding, for comparing outputs: [rows, length] or [rows, choices, length].
+
+    With ``writes`` also those of a decoder that writes after an encoder.
+    """
     shape = (PROBE_ROWS, choices, PROBE_LENGTH) if choices else (PROBE_ROWS, PROBE_LENGTH)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(min(10, vocabulary - 1), vocabulary, shape, generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[-1, ..., PROBE_LENGTH // 2 :] = 0
+    if writes:
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, : PROBE_LENGTH // 2].contiguous()}
     pad = model.config.get_text_config().pad_token_id
     ids[mask == 0] = 0 if pad is None else pad
     return {"input_ids": ids, "attention_mask": mask}

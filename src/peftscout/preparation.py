@@ -14,6 +14,7 @@ from peftscout import tuner
 from peftscout.backbone import Backbone, load_backbone
 from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
+from peftscout.errors import ConfigError
 from peftscout.outcome import Fidelity
 from peftscout.plan import Budget
 from peftscout.space import Space, load_space
@@ -25,6 +26,7 @@ from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
 from peftscout.training.evaluator import EncodedTask, Evaluator
 from peftscout.training.schedule import rates_at
+from peftscout.training.own_training import OwnTraining, name_of
 from peftscout.training.settings import TrainingSettings
 
 
@@ -42,6 +44,7 @@ class Prepared:
     multi_fidelity: FidelityOptions | None
     arithmetic: Arithmetic
     earlier: Earlier | None = None
+    own_training: OwnTraining | None = None
 
     @property
     def problem(self) -> Problem:
@@ -69,6 +72,8 @@ class Prepared:
             "parameters": model_map.total,
             "reference": asdict(self.backbone.reference),
         }
+        if self.own_training is not None:
+            model["own_training"] = name_of(self.own_training)
         return Header(self.config.to_mapping(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
 
     def continuing(self, folder: Path) -> Prepared:
@@ -89,10 +94,11 @@ class Prepared:
         return replace(begun, arithmetic=Arithmetic.from_json(read_header(folder).arithmetic))
 
 
-def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
+def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining | None = None) -> Prepared:
     """Load and check everything that a study needs, without writing anything.
 
-    ``dataset`` is a DatasetDict in memory that takes the place of ``config.data.source``.
+    ``dataset`` is a DatasetDict in memory that takes the place of ``config.data.source``; ``own_training`` trains and
+    scores plans in the place of the evaluator's loop.
 
     Raises:
         PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
@@ -101,6 +107,8 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
     if config.from_study is not None:
         check_learns_from_others(config.strategy)
     multi_fidelity = check_fidelity(config.fidelity, config.strategy, config.fidelity_options)
+    if own_training is not None and multi_fidelity is not None:
+        raise ConfigError(f"fidelity {config.fidelity}: stops and resumes trainings, which a function of yours cannot")
     use_threads(config.training.threads)
     d = config.data
     task = load_task(
@@ -140,7 +148,9 @@ def prepare(config: StudyConfig, dataset: Any = None) -> Prepared:
         epoch = math.ceil(rows / config.training.batch_size)
         fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, Accelerator().device)
-    return Prepared(config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic)
+    return Prepared(
+        config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic, own_training=own_training
+    )
 
 
 def _steps(config: StudyConfig, rows: int) -> int:
@@ -170,7 +180,7 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
         cache_bytes=t.cache_bytes,
         arithmetic=prepared.arithmetic,
     )
-    return Evaluator(backbone, data, settings, folder=cache, note=note)
+    return Evaluator(backbone, data, settings, folder=cache, note=note, own=prepared.own_training)
 
 
 def encode_split(prepared: Prepared, split: Split, cache: Path) -> Encoded:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from peftscout.outcome import Fidelity
-from peftscout.training.losses import task_loss
+from peftscout.training.objectives import Classes, Numbers
 from peftscout.training.schedule import evaluation_steps, learning_rate_factor, parameter_groups
-from peftscout.training.scoring import Predictor
 from peftscout.training.settings import TrainingSettings
 from peftscout.training.trial import DivergedError, RandomStream
 
@@ -42,15 +41,15 @@ def test_each_family_has_its_learning_rate_and_only_matrices_decay():
 
 def test_classes_are_the_largest_logits_and_values_are_the_logits():
     logits = torch.tensor([[0.1, 0.9], [2.0, -1.0]])
-    assert Predictor(("accuracy",), regression=False).predictions(logits).tolist() == [1, 0]
-    values = Predictor(("pearson",), regression=True).predictions(torch.tensor([[0.5], [1.5]]))
+    assert Classes(("accuracy",)).predictions(logits, torch.zeros(2)).tolist() == [1, 0]
+    values = Numbers(("pearson",)).predictions(torch.tensor([[0.5], [1.5]]), torch.zeros(2))
     assert np.allclose(values, [0.5, 1.5])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_have_diverged(bad):
     with pytest.raises(DivergedError, match="NaN or infinite"):
-        Predictor(("accuracy",), regression=False).predictions(torch.tensor([[0.0, bad]]))
+        Classes(("accuracy",)).predictions(torch.tensor([[0.0, bad]]), torch.zeros(1))
 
 
 LADDER = (10, 30, 90)
@@ -89,7 +88,7 @@ def test_the_loss_is_that_of_the_models_own_head(regression, shape):
     ids = torch.randint(3, 90, (6, 5))
     labels = torch.randn(6) if regression else torch.randint(0, 3, (6,))
     out = model(input_ids=ids, labels=labels)
-    assert torch.equal(task_loss(out.logits, labels, regression), out.loss)
+    assert torch.equal((Numbers if regression else Classes)(()).loss(out.logits, labels), out.loss)
 
 
 def test_the_random_stream_of_a_seed_is_that_after_manual_seed_and_seeding_leaves_torch_alone():

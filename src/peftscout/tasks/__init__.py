@@ -1,7 +1,8 @@
 """Data to tasks: sources, columns, labels, splits, metrics, and token ids."""
 
 from peftscout.tasks.cache import encode_cached
-from peftscout.tasks.encoding import Encoded, encode
+from peftscout.tasks.encoded import Encoded
+from peftscout.tasks.encoding import encode
 from peftscout.tasks.load import load_task
 from peftscout.tasks.metrics import compute_metrics
 from peftscout.tasks.recipes import KINDS, RECIPES, Kind, Recipe, find_recipe

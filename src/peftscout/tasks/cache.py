@@ -17,7 +17,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from peftscout.tasks.encoding import Encoded, encode, length_limit
+from peftscout.tasks.encoded import Encoded, length_limit
+from peftscout.tasks.encoding import encode
 from peftscout.tasks.splits import LockedSplit, Split
 
 FORMAT = 1
@@ -60,6 +61,8 @@ def cache_key(split: Split | LockedSplit, tokenizer: Any, limit: int) -> str:
     """Hash of everything that decides the token ids: rows, tokenizer, limit, kind and library versions."""
     versions = [version("transformers"), version("tokenizers")]
     identity = [FORMAT, split.digest, tokenizer_digest(tokenizer), limit, split.kind, versions]
+    if split.kind == "causal_lm":
+        identity.append(str(getattr(tokenizer, "chat_template", None)))
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from peftscout.tasks.files import SUFFIXES
 from peftscout.tasks.labels import class_labels, infer_kind, is_hidden
 from peftscout.tasks.metrics import kind_of_metric, metrics_for
 from peftscout.tasks.partition import Carving, Partition, partition
-from peftscout.tasks.recipes import KINDS, Kind, Layout, Recipe
+from peftscout.tasks.recipes import KINDS, READ_AS, SEQUENCE_KINDS, Kind, Layout, Recipe
 from peftscout.tasks.rows import (
     Rows,
     choice_names,
@@ -25,6 +26,7 @@ from peftscout.tasks.rows import (
 from peftscout.tasks.sources import Source, from_datasets, from_files, from_folder, from_hub
 from peftscout.tasks.splits import LockedSplit, Split
 from peftscout.tasks.table import BadRows, OnBadRows, Table
+from peftscout.tasks.targets import find_target_layout, read_targets, tag_names
 from peftscout.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def load_task(
         text: column of the text (for multiple choice: of the prompt); found by name when not given.
         text_pair: column of the second text.
         label: column of the label. Naming any column turns recipes off.
-        kind: ``classification``, ``regression`` or ``multiple_choice``; told from the data when not given.
+        kind: see `peftscout.tasks.recipes.Kind`; ``classification``, ``regression`` or ``multiple_choice`` is told from
+            the data when not given.
         metric: the main metric; by default that of the recipe, or accuracy, or Spearman's correlation.
         on_bad_rows: ``error`` refuses data with bad rows, ``skip`` leaves them out and counts them in the notes.
         max_train_rows: most rows to train on, a seeded sample taken after carving.
@@ -76,6 +79,7 @@ def load_task(
         raise DataError(f"kind {kind!r}: unknown{nearest(kind, KINDS)}; choose from {', '.join(KINDS)}")
     bad = BadRows(on_bad_rows)
     found = _find_source(source, train, validation, test)
+    asked, kind = kind, READ_AS.get(kind, kind) if kind else None
     recipe, layout, notes = _layout(found, text, text_pair, label, kind, kind or kind_of_metric(metric))
     tables, hidden = _labelled(found.tables, layout)
 
@@ -85,10 +89,8 @@ def load_task(
     kind = kind or _kind(recipe, layout, metric, rows["train"])
     labels = _labels(kind, recipe, layout, choices, rows["train"])
     metrics = metrics_for(kind, len(labels), metric, recipe.metrics if recipe else ())
-    reader = label_reader(kind, labels, layout, rows["train"].labels)
-    splits = {role: read_split(role, rows[role], layout, reader, kind, bad) for role in rows}
-    bad.settle()
-    require_variety(f"{tables['train'].name}: {layout.label!r}", splits["train"])
+    kind, reads = asked or kind, kind
+    splits = _splits(kind, reads, labels, layout, rows, bad)
 
     parts = partition(splits, carving)
     return Task(
@@ -103,7 +105,7 @@ def load_task(
             *notes, *found.notes, *hidden, *bad.notes(), *_repeats(rows["train"], splits["train"]),
             *parts.notes, *_thin_classes(parts, labels),
         ),
-        num_choices=choices if kind == "multiple_choice" else None,
+        num_choices=choices if reads == "multiple_choice" else None,
         columns={"texts": _text_columns(layout), "label": layout.label},
         files={
             role: {"name": Path(table.name).name, "sha256": table.sha256}
@@ -113,6 +115,21 @@ def load_task(
         overlap=parts.overlap,
         seed=seed,
     )  # fmt: skip
+
+
+def _splits(
+    kind: Kind, reads: Kind, labels: tuple[str, ...], layout: Layout, rows: Mapping[str, Rows], bad: BadRows
+) -> dict[str, Split]:
+    """Return the rows of each split with what is to be predicted."""
+    if kind in SEQUENCE_KINDS:
+        splits = {role: read_targets(role, own, layout, kind, labels, bad) for role, own in rows.items()}
+        bad.settle()
+        return splits
+    reader = label_reader(reads, labels, layout, rows["train"].labels)
+    splits = {role: replace(read_split(role, own, layout, reader, reads, bad), kind=kind) for role, own in rows.items()}
+    bad.settle()
+    require_variety(f"{rows['train'].table.name}: {layout.label!r}", splits["train"])
+    return splits
 
 
 def _find_source(source: Any, train: Any, validation: Any, test: Any) -> Source:
@@ -150,7 +167,10 @@ def _layout(
             return recipe, recipe.layout, [why]
     else:
         why = f"named like the recipe {found.recipe.name}, which is off: columns were given" if found.recipe else ""
-    layout = find_layout(table, text=text, text_pair=text_pair, label=label, kind=likely)
+    if likely in SEQUENCE_KINDS:
+        layout = find_target_layout(table, likely, text, label)
+    else:
+        layout = find_layout(table, text=text, text_pair=text_pair, label=label, kind=likely)
     unused = [column for column in table.columns if column not in layout.columns]
     columns = f"texts: {', '.join('+'.join(c) for c in _text_columns(layout))}; label: {layout.label}"
     return None, layout, [note for note in (why, columns, f"not used: {', '.join(unused)}" if unused else "") if note]
@@ -193,8 +213,10 @@ def _kind(recipe: Recipe | None, layout: Layout, metric: str | None, rows: Rows)
 
 
 def _labels(kind: Kind, recipe: Recipe | None, layout: Layout, choices: int | None, rows: Rows) -> tuple[str, ...]:
-    if kind == "regression":
+    if kind in ("regression", "text_to_text", "causal_lm"):
         return ()
+    if kind == "token_classification":
+        return tag_names(rows, layout)
     if kind == "multiple_choice":
         return choice_names(layout, choices or 0)
     declared: Sequence[str] = recipe.labels if recipe else rows.table.class_names.get(layout.label, ())
@@ -220,7 +242,9 @@ def _repeats(rows: Rows, train: Split) -> list[str]:
 
 def _thin_classes(parts: Partition, labels: tuple[str, ...]) -> list[str]:
     """Note the classes of which a split has no row."""
-    notes = []
+    notes: list[str] = []
+    if parts.train.targets:
+        return notes
     for split in (parts.train, parts.search, parts.report):
         present = set(split.classes.tolist())
         absent = [label for i, label in enumerate(labels) if i not in present]

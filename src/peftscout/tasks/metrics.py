@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from peftscout.errors import DataError, nearest
-from peftscout.tasks.recipes import Kind
+from peftscout.tasks.recipes import READ_AS, Kind
+from peftscout.tasks.row_statistics import GENERATED, SEQUENCE
 
 Numbers = npt.NDArray[Any]
 Metric = Callable[[Numbers, Numbers], float]
@@ -80,7 +82,21 @@ _DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "regression": ("spearman", "pearson"),
     "multiple_choice": ("accuracy",),
+    "text_to_text": ("exact_match", "token_accuracy", "neg_loss"),
+    "causal_lm": ("neg_loss", "neg_perplexity", "token_accuracy"),
+    "token_classification": ("token_f1", "token_accuracy"),
 }
+
+_CHOICES: dict[Kind, tuple[str, ...]] = {
+    "regression": tuple(REGRESSION),
+    "text_to_text": ("exact_match", "token_accuracy", "neg_loss", "neg_perplexity", *GENERATED),
+    "causal_lm": ("neg_loss", "neg_perplexity", "token_accuracy", "exact_match"),
+    "token_classification": ("token_f1", "token_accuracy", "neg_loss"),
+}
+"""The metrics that may be named, by kind; `CLASSIFICATION` for the others."""
+
+_PACKAGES = {"bleu": "sacrebleu", **dict.fromkeys(("rouge1", "rouge2", "rougeL"), "rouge_score")}
+"""Packages of optional metrics, by import name."""
 
 
 def kind_of_metric(name: str | None) -> Kind | None:
@@ -98,12 +114,13 @@ def metrics_for(kind: Kind, classes: int, main: str | None, usual: Sequence[str]
         usual: the metrics of the recipe; by default those usual for the kind.
 
     Raises:
-        DataError: when ``main`` is unknown or does not fit the kind.
+        DataError: when ``main`` is unknown, does not fit the kind, or needs a package that is not installed.
     """
+    kind = READ_AS.get(kind, kind)
     names = tuple(usual) or _DEFAULTS[kind]
     if main is None:
         return names
-    known = REGRESSION if kind == "regression" else CLASSIFICATION
+    known = _CHOICES.get(kind, tuple(CLASSIFICATION))
     if main not in known:
         raise DataError(
             f"metric {main!r}: not a metric of {kind.replace('_', ' ')}{nearest(main, known)}; "
@@ -111,6 +128,8 @@ def metrics_for(kind: Kind, classes: int, main: str | None, usual: Sequence[str]
         )
     if main == "f1" and (kind != "classification" or classes != 2):
         raise DataError(f"metric 'f1': is for two classes, the task has {classes} choices or classes; use 'macro_f1'")
+    if main in _PACKAGES and find_spec(_PACKAGES[main]) is None:
+        raise DataError(f"metric {main!r}: needs the package {_PACKAGES[main]}; pip install 'peftscout[text]'")
     return (main, *(name for name in names if name != main))
 
 
@@ -118,8 +137,8 @@ def compute_metrics(names: Sequence[str], predictions: npt.ArrayLike, references
     """Score predictions; higher is better for each metric.
 
     Args:
-        names: metrics, see `CLASSIFICATION` and `REGRESSION`.
-        predictions: class ids or numbers, shape (rows,).
+        names: metrics, see `CLASSIFICATION`, `REGRESSION` and `SEQUENCE`.
+        predictions: class ids or numbers, shape (rows,); for `SEQUENCE` metrics statistics, see `row_statistics`.
         references: the truth, shape (rows,).
 
     Raises:
@@ -127,11 +146,11 @@ def compute_metrics(names: Sequence[str], predictions: npt.ArrayLike, references
         ValueError: when shapes differ, there are no rows, or a number is not finite.
     """
     predicted, truth = np.asarray(predictions), np.asarray(references)
-    if predicted.shape != truth.shape or predicted.ndim != 1 or not predicted.size:
+    if truth.ndim != 1 or len(predicted) != len(truth) or not predicted.size:
         raise ValueError(
             f"predictions {predicted.shape} and references {truth.shape}: two equal, non-empty rows needed"
         )
-    known = {**CLASSIFICATION, **REGRESSION}
+    known = {**CLASSIFICATION, **REGRESSION, **SEQUENCE}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise DataError(f"metric {unknown[0]!r}: unknown{nearest(unknown[0], known)}; choose from {', '.join(known)}")

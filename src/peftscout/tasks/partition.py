@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def partition(splits: Mapping[str, Split], carving: Carving) -> Partition:
         notes.append(f"train = {carving.max_train_rows} of {len(train)} rows (max_train_rows, seed {carving.seed})")
         train = _limited(train, carving.max_train_rows, carving.seed)
     named = {"train": train, "search": search, "report": report}
-    named = {name: Split(name, split.texts, split.references, split.kind) for name, split in named.items()}
+    named = {name: replace(split, name=name) for name, split in named.items()}
     shared = {
         f"{one}-{other}": overlap(named[one], named[other])
         for one, other in (("train", "search"), ("train", "report"), ("search", "report"))

@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
-Kind = Literal["classification", "regression", "multiple_choice"]
-"""What is predicted: one of some classes, a number, or which of the choices of the row."""
+Kind = Literal[
+    "classification",
+    "regression",
+    "multiple_choice",
+    "labels_as_text",
+    "choice_likelihood",
+    "text_to_text",
+    "causal_lm",
+    "token_classification",
+]
+"""What is predicted, and how. By a head: one of some classes, a number, which of the choices of the row. By the
+likelihood of texts: a class by the text of its label (encoder-decoders), one of the choices (decoders). A text after a
+text (encoder-decoders) or after a prompt (decoders); the tag of every word."""
 
-KINDS: tuple[Kind, ...] = ("classification", "regression", "multiple_choice")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+READ_AS: Mapping[Kind, Kind] = MappingProxyType(
+    {"labels_as_text": "classification", "choice_likelihood": "multiple_choice"}
+)
+"""Kinds that differ from another one only in how the model predicts: the same rows, labels and metrics."""
+
+SEQUENCE_KINDS: tuple[Kind, ...] = ("text_to_text", "causal_lm", "token_classification")
+"""Kinds whose target is a sequence, see `Split.targets`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +40,7 @@ class Layout:
         texts: for each text of a row the columns that are joined to it: one text, a pair, or for multiple choice the
             prompt and then the choices.
         label: the column of the label.
-        choices: a column whose rows are lists of choices, instead of one column a choice.
+        choices: a column whose rows are lists of texts: choices, instead of one column a choice, or words.
         multiple_choice: whether the texts are a prompt and its choices.
         joiner: what stands between the columns of one text.
         wording: by column, the text that stands for each of its values.

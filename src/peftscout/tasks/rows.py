@@ -79,7 +79,7 @@ def _wrong_text(row: Mapping[str, Any], layout: Layout, choices: int | None) -> 
     listed = row[layout.choices]
     if not isinstance(listed, list):
         return f"{layout.choices!r} is {_kind_of(listed)}, a list of texts was expected"
-    if len(listed) != choices:
+    if choices is not None and len(listed) != choices:
         return f"{layout.choices!r} has {len(listed)} choices where most rows have {choices}"
     problems = (text_problem(f"{layout.choices}[{i}]", value) for i, value in enumerate(listed))
     return next((wrong for wrong in problems if wrong is not None), None)

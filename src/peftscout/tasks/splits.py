@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,9 @@ Texts = tuple[str, ...]
 References = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """What is to be predicted, one a row: class ids, indices of choices, or numbers."""
 
+Target = str | list[Any]
+"""A sequence that is to be predicted: a text; a chat whose last message is; a tag for each word."""
+
 ROWS_PER_CLASS = 2
 """How many rows of a class a carved split gets at least, where the class has twice as many."""
 
@@ -35,14 +38,18 @@ class Split:
         texts: the texts of each row, see `Texts`.
         references: int64 class ids (or indices of choices), or float32 numbers; read-only, shape (rows,).
         kind: what is predicted.
+        targets: of kinds that predict sequences, one a row (``references`` are zeros then); else empty.
     """
 
     name: str
     texts: tuple[Texts, ...]
     references: References
     kind: Kind = "classification"
+    targets: tuple[Target, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.targets and len(self.targets) != len(self.texts):
+            raise ValueError(f"{self.name}: {len(self.texts)} rows of text, {len(self.targets)} targets")
         if len(self.texts) != len(self.references):
             raise ValueError(f"{self.name}: {len(self.texts)} rows of text, {len(self.references)} references")
         self.references.setflags(write=False)
@@ -53,12 +60,16 @@ class Split:
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64], name: str | None = None) -> Split:
         """Return the rows at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Split(name or self.name, tuple(self.texts[i] for i in chosen), self.references[chosen], self.kind)
+        texts, targets = tuple(self.texts[i] for i in chosen), tuple(self.targets[i] for i in chosen if self.targets)
+        return Split(name or self.name, texts, self.references[chosen], self.kind, targets)
 
     @cached_property
     def keys(self) -> tuple[Texts, ...]:
-        """What identifies the texts of each row; blanks do not tell rows apart."""
-        return tuple(tuple(" ".join(text.split()) for text in texts) for texts in self.texts)
+        """What identifies the texts of each row (its target where it has none); blanks do not tell rows apart."""
+        rows: Iterable[Texts] = self.texts
+        if self.targets:
+            rows = (own or (_plain(target),) for own, target in zip(self.texts, self.targets, strict=True))
+        return tuple(tuple(" ".join(text.split()) for text in texts) for texts in rows)
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
@@ -71,18 +82,24 @@ class Split:
     def digest(self) -> str:
         """SHA-256 of texts and references in their order: one JSON line a row."""
         hasher = hashlib.sha256()
-        for texts, reference in zip(self.texts, self.references.tolist(), strict=True):
+        for texts, reference in zip(self.texts, self.targets or self.references.tolist(), strict=True):
             hasher.update(json.dumps([texts, reference], ensure_ascii=False).encode() + b"\n")
         return hasher.hexdigest()
 
     def facts(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return what the manifest says of the split: rows, hash, and rows per label or the range of the numbers."""
         facts: dict[str, Any] = {"rows": len(self), "sha256": self.digest}
+        if self.targets:
+            return facts
         if labels:
             counts = np.bincount(self.references.astype(np.int64), minlength=len(labels))
             return facts | {"labels": dict(zip(labels, counts.tolist(), strict=True))}
         low, high, mean = self.references.min(), self.references.max(), self.references.mean(dtype=np.float64)
         return facts | {"range": {"min": float(low), "max": float(high), "mean": round(float(mean), 6)}}
+
+
+def _plain(target: Target) -> str:
+    return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
 
 
 class LockedSplit:
@@ -147,6 +164,11 @@ class LockedSplit:
     def texts(self) -> tuple[Texts, ...]:
         """The texts, once unlocked; a DataError before."""
         return self._content().texts
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets, once unlocked; a DataError before."""
+        return self._content().targets
 
     @property
     def references(self) -> References:

@@ -61,6 +61,8 @@ class Task:
 
         The value is the most frequent class of train, or the mean of its numbers; correlations are 0 then.
         """
+        if self.train.targets:
+            raise ValueError(f"{self.kind} has no majority: its targets are sequences")
         if self.kind == "regression":
             guess = self.train.references.mean(dtype=np.float64)
         else:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peftscout.tasks.sequences import IGNORED
+
 MEGA_BUCKET = 50
 """Batches that are sorted by length together: large enough for little padding, small enough to stay random."""
 
@@ -27,26 +29,31 @@ class BatchMaker:
         left_padded: on which side.
 
     Args:
-        pad_token_id: id that fills ``input_ids``; every other feature is filled with 0.
+        pad_token_id: id that fills ``input_ids``; ``labels`` are filled with `IGNORED`, every other feature with 0.
         padding_side: ``right`` or ``left``, as the tokenizer says.
         regression: whether references are floats (shape [B], float32) or class ids (int64).
     """
 
     def __init__(self, pad_token_id: int, padding_side: str, regression: bool) -> None:
-        self._pad_token_id = pad_token_id
+        self._fill = {"input_ids": pad_token_id, "labels": IGNORED}
         self.left_padded = padding_side == "left"
         self._dtype = torch.float32 if regression else torch.int64
 
     def __call__(self, features: Sequence[dict[str, Any]], references: np.ndarray) -> dict[str, Tensor]:
-        """Return ``input_ids``, ``attention_mask``, ... of shape [B, S] ([B, C, S] with choices) and ``labels`` [B]."""
+        """Return ``input_ids``, ``attention_mask``, ... of shape [B, S] ([B, C, S] with choices) and ``labels`` [B].
+
+        Where rows bring labels of their own, these are ``labels`` [B, S] or [B, T], and ``reference`` [B] is what else
+        there is to predict, given with choices.
+        """
         first = features[0]["input_ids"]
         choices = len(first) if first and isinstance(first[0], list) else 0
         batch: dict[str, Tensor] = {}
         for name in features[0]:
             rows = [ids for row in features for ids in row[name]] if choices else [row[name] for row in features]
-            padded = self._pad(rows, self._pad_token_id if name == "input_ids" else 0)
+            padded = self._pad(rows, self._fill.get(name, 0))
             batch[name] = padded.view(len(features), choices, -1) if choices else padded
-        batch["labels"] = torch.as_tensor(references).to(self._dtype)
+        if choices or "labels" not in batch:
+            batch["reference" if "labels" in batch else "labels"] = torch.as_tensor(references).to(self._dtype)
         return batch
 
     def _pad(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:

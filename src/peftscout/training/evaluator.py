@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from peftscout import tuner
-from peftscout.backbone import Backbone
+from peftscout.backbone import CAUSAL_KINDS, Backbone
 from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
@@ -29,10 +29,12 @@ from peftscout.training.forward import Forward
 from peftscout.training.initial_states import InitialStates
 from peftscout.training.loop import Progress, train
 from peftscout.training.memory import PeakMemory
+from peftscout.training.objectives import objective_for
 from peftscout.training.one_row import one_row
+from peftscout.training.own_training import Candidate, OwnTraining, run_own
 from peftscout.training.paused import PausedTrials
 from peftscout.training.schedule import parameter_groups
-from peftscout.training.scoring import Predictor, predict
+from peftscout.training.scoring import predict
 from peftscout.training.settings import TrainingSettings
 from peftscout.training.shortcuts import Shortcuts
 from peftscout.training.trial import DivergedError, Run, Trial
@@ -63,6 +65,7 @@ class Evaluator:
         op_settings: scale and activation of the ops.
         folder: for trials that stopped at a rung and for stored activations; ``None``: nothing is kept between trials.
         note: is told, in words, which shortcuts this model does not allow.
+        own: a user's training and score, in place of ours.
     """
 
     def __init__(
@@ -73,25 +76,30 @@ class Evaluator:
         op_settings: tuner.OpSettings | None = None,
         folder: Path | None = None,
         note: Callable[[str], None] = lambda text: None,
+        own: OwnTraining | None = None,
     ) -> None:
         self.backbone = backbone
+        self.own = own
         self.data = data
         self.settings = settings
         self.note = note
-        self.stacks = True
         self.op_settings = op_settings or tuner.OpSettings()
         self.device = Device(settings.arithmetic)
         backbone.model.to(self.device.torch_device)
-        regression = data.task.kind == "regression"
-        self.predictor = Predictor(data.task.metrics, regression)
         tokenizer = backbone.tokenizer
-        self.make_batch = BatchMaker(tokenizer.pad_token_id, tokenizer.padding_side, regression)
+        self.objective = objective_for(data.task, tokenizer, backbone.model.config, data.train)
+        side = "right" if data.task.kind in CAUSAL_KINDS else tokenizer.padding_side
+        self.make_batch = BatchMaker(tokenizer.pad_token_id, side, data.task.kind == "regression")
         self.paused = PausedTrials(None if folder is None else folder / "paused")
         self.initial = InitialStates(None if folder is None else folder / "initial")
         cache = None
         if folder is not None and settings.cache_bytes > 0:
             cache = ActivationCache(folder / "activations", settings.cache_bytes)
         self.shortcuts = Shortcuts(backbone, self.make_batch, self.device, settings.eval_batch_size, cache, note)
+        self.stacks = own is None and not self.objective.no_stacks
+        for reason in (self.objective.no_shortcuts, self.objective.no_stacks):
+            if reason and settings.shortcuts:
+                note(reason)
         self._fractions: dict[float, Encoded] = {}
         self._checksum = tuner.checksum(backbone.model)
 
@@ -149,12 +157,14 @@ class Evaluator:
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
         """Return predictions of an adapted model in row order: in fp32, as whoever loads it will get them."""
         forward = Forward(model, self.make_batch, Device(FP32))
-        return predict(forward, rows, self.predictor, self.settings.eval_batch_size)[0]
+        return predict(forward, rows, self.objective, self.settings.eval_batch_size)[0]
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:
         settings = self.settings
         if request.initial:
             tuner.load_trainable_state(model, self.initial.load(request.initial))
+        if self.own is not None:
+            return run_own(self.own, self._candidate(model, request), request)
         trial = Trial(
             parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
             request.fidelity,
@@ -171,7 +181,7 @@ class Evaluator:
                 trial,
                 forward,
                 self.data.search,
-                self.predictor,
+                self.objective,
                 training_mode=lambda: set_training(model, settings.backbone_dropout, lowest),
                 progress=progress,
             )
@@ -179,17 +189,27 @@ class Evaluator:
         tuner.load_trainable_state(model, trial.best_state)
         return trial.run
 
+    def _candidate(self, model: Any, request: Evaluate) -> Candidate:
+        rows = self.rows(request.fidelity.data_fraction)
+        tokenizer, task, steps = self.backbone.tokenizer, self.data.task, request.fidelity.steps
+        return Candidate(model, tokenizer, task, rows, self.data.search, steps, request.seed, request.lr_scale)
+
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
         """Give what passes rows through ``model``, with every shortcut that its plan allows."""
         activations, position = None, None
-        if self.settings.shortcuts:
+        if self.shortcuts_allowed:
             batch = self.check_batch()
             entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
             activations = self.shortcuts.activations(model, entrance, self.visited(trial))
             position = self.shortcuts.position(model, request.plan, batch)
         with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
             yield Forward(model, self.make_batch, self.device, activations)
+
+    @property
+    def shortcuts_allowed(self) -> bool:
+        """Whether it may be tested what need not be computed."""
+        return self.settings.shortcuts and not self.objective.no_shortcuts
 
     @property
     def still(self) -> bool:
@@ -221,7 +241,8 @@ class Evaluator:
         train = self.data.train
         order = np.argsort(train.lengths, kind="stable")
         rows = order[np.linspace(0, len(order) // 2, CHECK_ROWS).astype(np.int64).clip(max=len(order) - 1)]
-        return self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
+        batch = self.device.put(self.make_batch([train.features[i] for i in rows], train.references[rows]))
+        return self.objective.inputs(batch)
 
 
 def done(run: Run, cost: int, seconds: float, peak_memory: int) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from peftscout.training.activation_file import Entry
 from peftscout.training.batches import BatchMaker, padded_width
 from peftscout.training.device import Device
 from peftscout.training.frozen_prefix import Entrance, entered_at
+from peftscout.training.objectives import Batch, Pass
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,14 @@ class Forward:
         self.tokens = 0
         self.real_tokens = 0
 
-    def __call__(self, rows: Encoded, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return logits ``[B, ...]`` and labels ``[B]`` of the rows at ``indices``."""
+    def __call__(self, rows: Encoded, indices: np.ndarray, compute: Callable[[Any, Batch], Pass]) -> Pass:
+        """Return what ``compute``, a pass of an `Objective`, gives for the rows at ``indices``."""
         batch = self.device.put(self._make_batch([rows.features[i] for i in indices], rows.references[indices]))
-        labels = batch.pop("labels")
         computed, real = token_count(rows, indices)
         self.tokens += computed
         self.real_tokens += real
         with self.device.autocast(), self._entered(rows, indices, batch["input_ids"].shape[-1]):
-            logits: Tensor = self.model(**batch).logits
-        return logits, labels
+            return compute(self.model, batch)
 
     def _entered(self, rows: Encoded, indices: np.ndarray, width: int) -> AbstractContextManager[None]:
         if self._activations is None:

@@ -144,7 +144,7 @@ def prefix_activations(
     for indices in evaluation_order(rows.lengths, batch_size):
         batch = device.put(make_batch([rows.features[i] for i in indices], rows.references[indices]))
         with device.autocast():
-            hidden = run_prefix(model, prefix, batch)
+            hidden = run_prefix(model, prefix, {name: tensor for name, tensor in batch.items() if name != "labels"})
         yield indices, hidden
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from peftscout.tasks import Encoded
 from peftscout.training.forward import Forward
-from peftscout.training.losses import task_loss
-from peftscout.training.scoring import Predictor, evaluate
+from peftscout.training.objectives import Objective
+from peftscout.training.scoring import evaluate
 from peftscout.training.trial import RandomStream, Trial
 
 Progress = Callable[[int, int], None]
@@ -18,7 +18,7 @@ def train(
     trial: Trial,
     forward: Forward,
     search_rows: Encoded,
-    predictor: Predictor,
+    objective: Objective,
     *,
     training_mode: Callable[[], None],
     progress: Progress | None = None,
@@ -29,7 +29,7 @@ def train(
         trial: of the model behind ``forward``.
         forward: passes rows through the model.
         search_rows: the search split.
-        predictor: of the task.
+        objective: of the task.
         training_mode: puts the model into training mode.
         progress: is told after every step.
 
@@ -41,13 +41,12 @@ def train(
     trial.rng.enter()
     while not trial.finished:
         before = forward.tokens, forward.real_tokens
-        logits, labels = forward(trial.rows, trial.next_rows())
-        loss = task_loss(logits, labels, predictor.regression)
+        loss = objective.loss(*forward(trial.rows, trial.next_rows(), objective.train))
         trial.require_finite(loss)
         forward.device.accelerator.backward(loss)
         trial.update(loss)
         if trial.due:
-            trial.scored(evaluate(forward, search_rows, predictor, settings.eval_batch_size))
+            trial.scored(evaluate(forward, search_rows, objective, settings.eval_batch_size))
             run.passes += len(search_rows) / settings.batch_size / 3
             training_mode()
         run.tokens += forward.tokens - before[0]

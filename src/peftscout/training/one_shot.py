@@ -25,7 +25,7 @@ from peftscout.training.evaluator import Evaluator
 from peftscout.training.forward import Forward
 from peftscout.training.kept_search import KeptSearch
 from peftscout.training.loop import Progress
-from peftscout.training.losses import task_loss
+from peftscout.training.objectives import Pass
 from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import predict
 from peftscout.training.split_rows import RowsInHalves
@@ -197,7 +197,7 @@ class SupernetInTraining:
     def _backward(self, batch: dict[str, Tensor], stream: bool) -> float:
         """Leave the gradients of the loss on ``batch`` in the weights, and nothing else; return the loss."""
         self._prepare(stream)
-        loss = self._loss(self._logits(batch), batch["labels"])
+        loss = self._loss(*self._pass(batch))
         self._evaluator.device.accelerator.backward(loss)
         return float(loss.item())
 
@@ -208,8 +208,8 @@ class SupernetInTraining:
         all rows: its gradient is taken of the first loss alone.
         """
         self._prepare(stream=True)
-        logits, labels = self._logits(batch), batch["labels"]
-        train, validation = self._loss(logits[:first], labels[:first]), self._loss(logits[first:], labels[first:])
+        outputs, targets = self._pass(batch)
+        train, validation = self._loss(outputs[:first], targets[:first]), self._loss(outputs[first:], targets[first:])
         head = self._weights.head
         of_head = torch.autograd.grad(train, head, retain_graph=True) if head else ()
         self._evaluator.device.accelerator.backward(train + validation)
@@ -225,13 +225,12 @@ class SupernetInTraining:
         set_training(self._weights.net.model, self._evaluator.settings.backbone_dropout)
         self.passes += 1
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def _pass(self, batch: dict[str, Tensor]) -> Pass:
         with self._evaluator.device.autocast():
-            logits: Tensor = self._weights.net.model(**{k: t for k, t in batch.items() if k != "labels"}).logits
-        return logits
+            return self._evaluator.objective.train(self._weights.net.model, batch)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = task_loss(logits, labels, self._evaluator.predictor.regression)
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self._evaluator.objective.loss(outputs, targets)
         if not torch.isfinite(loss):
             raise DivergedSupernetError(
                 f"the supernet's loss is {loss.item()} at step {self.steps + 1}: "

@@ -87,7 +87,7 @@ def _stacked(
     with PeakMemory(evaluator.device.torch_device) as memory, _built(evaluator, list(requests.values())) as stack:
         trials = {slot: _trial(evaluator, stack, slot, request) for slot, request in enumerate(requests.values())}
         with _forward(evaluator, stack, trials) as forward:
-            lost = train_together(trials, forward, evaluator.data.search, evaluator.predictor, progress)
+            lost = train_together(trials, forward, evaluator.data.search, evaluator.objective, progress)
         for slot, request in enumerate(requests.values()):
             if slot not in lost:
                 evaluator.keep(trials[slot], request)
@@ -139,6 +139,9 @@ def _trial(evaluator: Evaluator, stack: Stack, slot: int, request: Evaluate) -> 
 def _forward(evaluator: Evaluator, stack: Stack, trials: dict[int, Trial]) -> Iterator[StackForward]:
     """Give what passes rows through the stack, with the shortcuts that all of its plans allow."""
     shortcuts, batch = evaluator.shortcuts, evaluator.check_batch()
+    if not evaluator.shortcuts_allowed:
+        yield StackForward(stack, evaluator.make_batch, evaluator.device)
+        return
     positions = set()
     for slot, plan in enumerate(stack.plans):
         with stack.alone(slot) as model:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from peftscout.training.device import Device
 from peftscout.training.forward import Activations, token_count
 from peftscout.training.frozen_prefix import Entrance, bare, entered_at, run_prefix
 from peftscout.training.loop import Progress
-from peftscout.training.losses import task_loss
-from peftscout.training.scoring import Predictor
+from peftscout.training.objectives import Batch, Objective, Pass
+from peftscout.training.scoring import in_order
 from peftscout.training.trial import DivergedError, RandomStream, Trial
 
 Part = tuple[Encoded, np.ndarray]
@@ -48,8 +49,8 @@ class StackForward:
         self.stack, self.device = stack, device
         self._make_batch, self._entrance, self._activations = make_batch, entrance, activations
 
-    def __call__(self, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and labels of each live slot, for its part."""
+    def __call__(self, parts: Sequence[Part], compute: Callable[[Any, Batch], Pass]) -> list[Pass]:
+        """Return what ``compute``, a pass of an `Objective`, gives each live slot for its part."""
         most = max(len(indices) for _, indices in parts)
         filled = [(rows, np.concatenate([own, np.full(most - len(own), own[0])])) for rows, own in parts]
         rows, indices = filled[0]
@@ -59,10 +60,9 @@ class StackForward:
         if alike:
             batch = {name: torch.cat([tensor] * len(parts)) for name, tensor in batch.items()}
             hidden = None if hidden is None else torch.cat([hidden] * len(parts))
-        labels = batch.pop("labels")
         with self.device.autocast(), self._entered(hidden):
-            logits: Tensor = self.stack.model(**batch).logits
-        split = zip(self.stack.split(logits), self.stack.split(labels), parts, strict=True)
+            outputs, targets = compute(self.stack.model, batch)
+        split = zip(self.stack.split(outputs), self.stack.split(targets), parts, strict=True)
         return [(own[: len(part[1])], its[: len(part[1])]) for own, its, part in split]
 
     def _padded(self, parts: Sequence[Part]) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def train_together(
     trials: Mapping[int, Trial],
     forward: StackForward,
     search_rows: Encoded,
-    predictor: Predictor,
+    objective: Objective,
     progress: Progress | None = None,
 ) -> dict[int, DivergedError]:
     """Take the trials of the slots of a stack, of equal fidelity, to their last step; return what diverged, by slot.
@@ -108,8 +108,8 @@ def train_together(
     while len(stack) and not first.finished:
         live = {slot: trials[slot] for slot in stack.live}
         parts = {slot: (trial.rows, trial.next_rows()) for slot, trial in live.items()}
-        outputs = forward(list(parts.values()))
-        losses = {s: task_loss(*output, predictor.regression) for s, output in zip(live, outputs, strict=True)}
+        outputs = forward(list(parts.values()), objective.train)
+        losses = {s: objective.loss(*output) for s, output in zip(live, outputs, strict=True)}
         forward.device.accelerator.backward(torch.stack(list(losses.values())).sum())
         for slot, trial in live.items():
             _count(trial, *parts[slot])
@@ -121,7 +121,7 @@ def train_together(
         _retire(stack, lost)
         first = trials[stack.live[0]] if len(stack) else first
         if len(stack) and first.due:
-            lost |= _score({slot: trials[slot] for slot in stack.live}, forward, search_rows, predictor)
+            lost |= _score({slot: trials[slot] for slot in stack.live}, forward, search_rows, objective)
             _retire(stack, lost)
             stack.train()
         if progress is not None:
@@ -134,30 +134,31 @@ def train_together(
 
 @torch.inference_mode()
 def _score(
-    trials: Mapping[int, Trial], forward: StackForward, rows: Encoded, predictor: Predictor
+    trials: Mapping[int, Trial], forward: StackForward, rows: Encoded, objective: Objective
 ) -> dict[int, DivergedError]:
     """Score every trial on ``rows``; return those whose outputs are not finite."""
     forward.stack.model.eval()
     lost = dict[int, DivergedError]()
     predictions: dict[int, list[np.ndarray]] = {slot: [] for slot in trials}
-    totals, order = dict.fromkeys(trials, 0.0), list[np.ndarray]()
+    totals, weights, order = dict.fromkeys(trials, 0.0), dict.fromkeys(trials, 0.0), list[np.ndarray]()
     settings = next(iter(trials.values())).settings
     for indices in evaluation_order(rows.lengths, settings.eval_batch_size):
         order.append(indices)
-        for slot, (logits, labels) in zip(trials, forward([(rows, indices)] * len(trials)), strict=True):
+        passed = forward([(rows, indices)] * len(trials), objective.score)
+        for slot, (outputs, targets) in zip(trials, passed, strict=True):
             try:
-                predictions[slot].append(predictor.predictions(logits))
-                totals[slot] += task_loss(logits, labels, predictor.regression).item() * len(indices)
+                predictions[slot].append(objective.predictions(outputs, targets))
+                total, weight = objective.total(outputs, targets)
+                totals[slot], weights[slot] = totals[slot] + total, weights[slot] + weight
             except DivergedError as error:
                 lost[slot] = error
             _count(trials[slot], rows, indices)
-    back = np.argsort(np.concatenate(order))
     for slot, trial in trials.items():
         trial.run.passes += len(rows) / settings.batch_size / 3
         if slot not in lost:
-            own = np.concatenate(predictions[slot])[back]
-            metrics = compute_metrics(predictor.metrics, own, rows.references)
-            trial.scored({**metrics, "loss": totals[slot] / len(rows)})
+            own = in_order(predictions[slot], order)
+            metrics = compute_metrics(objective.metrics, own, rows.references)
+            trial.scored({**metrics, "loss": totals[slot] / weights[slot]})
     return lost
 
 
