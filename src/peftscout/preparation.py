@@ -25,8 +25,8 @@ from peftscout.study import Header, read_header, versions
 from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
 from peftscout.training.evaluator import EncodedTask, Evaluator
-from peftscout.training.schedule import rates_at
 from peftscout.training.own_training import OwnTraining, name_of
+from peftscout.training.schedule import rates_at
 from peftscout.training.settings import TrainingSettings
 
 

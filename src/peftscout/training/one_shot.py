@@ -145,7 +145,7 @@ class SupernetInTraining:
         forward = Forward(self._weights.net.model, self._evaluator.make_batch, self._evaluator.device)
         self.passes += math.ceil(len(chosen) / batch_size) / 3
         try:
-            loss = predict(forward, chosen, self._evaluator.predictor, batch_size)[1]
+            loss = predict(forward, chosen, self._evaluator.objective, batch_size)[1]
         except DivergedError:
             return math.inf
         return loss if math.isfinite(loss) else math.inf
