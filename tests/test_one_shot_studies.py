@@ -107,7 +107,7 @@ def test_where_scouts_supernet_diverges_uniform_lora_is_the_result_and_it_is_sai
         **{**SCOUT, "strategy_options": options, "progress": True},
     )  # fmt: skip
     (baseline,) = read_records(tmp_path / "s")
-    assert result.plan == baseline.request.plan
+    assert result.best.plan == baseline.request.plan
     assert "scout trains no plan: the supernet's loss is" in " ".join(capsys.readouterr().err.split())
 
 

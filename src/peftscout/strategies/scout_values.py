@@ -8,8 +8,8 @@ modules first; and -L'(0), the value of opening it, counts them twice. Along a p
     L(0) - L(1) = -(L'(0) + L'(1)) / 2
 
 Site dropout and random sizes show each block off at some steps and on at others. Means are taken apart for the two, so
-how often a block was on does not matter, and over all the others that were on or off with it: with the share of open
-modules drawn evenly, that mean is the block's Shapley value in the game of lowering the loss (Owen, 1972), as far as
+how often a block was on does not matter. The other blocks are on or off with it: were the share of open modules drawn
+evenly from 0 to 1, the mean would be the block's Shapley value in the game of lowering the loss (Owen, 1972), as far as
 the parabola holds.
 """
 
