@@ -91,6 +91,58 @@ def test_status_lists_every_evaluation(study, run):
     assert [row["state"] for row in json.loads(out)] == ["done"] * len(json.loads(out))
 
 
+def test_status_begins_with_how_the_study_stands(study, run):
+    first, second, *_ = run("status", study)[1].splitlines()
+    assert first.startswith("finished: ")
+    assert second.startswith("best in budget 0.")
+
+
+def test_report_writes_a_page_markdown_and_csv_beside_the_study_or_where_it_is_told(study, run, tmp_path):
+    code, out, _ = run("report", study, "--out", tmp_path / "r", "--reference", study)
+    assert code == 0
+    assert f"Wrote {tmp_path}/r/report.html, report.md and trials.csv." in out.replace("\n", "")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["report.html", "report.md", "trials.csv"]
+    assert run("report", study)[0] == 0
+    assert (study / "report.html").is_file()
+    assert run("search", "--config", study / "nowhere.yaml")[0] == 1
+
+
+def test_json_of_a_report_writes_nothing(study, run):
+    for name in ("report.html", "report.md", "trials.csv"):
+        (study / name).unlink(missing_ok=True)
+    assert run("report", study, "--json")[0] == 0
+    assert not (study / "report.html").exists()
+
+
+def test_compare_puts_a_study_and_a_plan_side_by_side(study, run):
+    plan = study / "trials" / "000" / "plan.json"
+    code, out, _ = run("compare", study, plan)
+    assert code == 0
+    assert "uniform LoRA" in out
+    code, out, _ = run("compare", study, plan, "--json")
+    assert set(json.loads(out)) == {"facts", "differences", "caveats"}
+
+
+def test_doctor_says_that_all_is_well_and_exits_with_1_when_it_is_not(run, monkeypatch):
+    from peftscout import doctor
+
+    monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Finding("torch", "2.13")])
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert out.split() == ["ok", "torch", "2.13"]
+    monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Finding("torch", "1.0", False)])
+    code, out, _ = run("doctor", "--json")
+    assert code == 1
+    assert json.loads(out) == [{"name": "torch", "text": "1.0", "fine": False}]
+
+
+def test_inspect_shows_a_tree(model, run):
+    code, out, _ = run("inspect", model, "--tree")
+    assert code == 0
+    assert "└── " in out
+    assert "layers 0-1" in out
+
+
 def test_report_begins_with_the_verdict_and_shows_front_and_plan(study, run):
     code, out, _ = run("report", study)
     verdict = json.loads((study / "summary.json").read_text())["verdict"]
@@ -177,6 +229,7 @@ def test_options_win_over_the_file_and_set_wins_over_both(model, data, run, tmp_
         (["search", "/nowhere", "--budget", "5%", "--data", "DATA"], "no such folder"),
         (["inspect", "/nowhere"], "no such folder"),
         (["status", "/nowhere"], "is not a study"),
+        (["compare", "/nowhere"], "no study, and no file with a plan"),
         (["report", "/nowhere"], "is not a study"),
         (["export", "/nowhere", "out", "--format", "gguf"], "nowhere|gguf"),
         (["apply", "/nowhere.json", "MODEL", "--data", "DATA", "--out", "o"], "no such file"),

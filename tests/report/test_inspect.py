@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModel
 from peftscout.architecture import ModelMap
 from peftscout.cost import OPS, ops_at, price
 from peftscout.plan import Plan
-from peftscout.report.inspect import inspect_json, inspect_text
+from peftscout.report.inspect import inspect_json, inspect_text, inspect_tree
 from peftscout.space import Space, load_space, parse_space
 from tiny_models import tiny_model
 
@@ -262,3 +262,39 @@ def test_rank_1_column_sums_to_the_total() -> None:
     shown = [int(row.split()[-1].replace(",", "")) for row in table if "lora=" in row]
     assert len(shown) == 7
     assert sum(shown) == sum(price(site, "lora").at(1) for site in linears)
+
+
+# -- the tree ---------------------------------------------------------------------------------------------------------
+
+
+def tree(model_map: ModelMap, space: Space | None = None, width: int = 120) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(inspect_tree(model_map, space))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2", "deepseek_v3"])
+def test_the_tree_says_what_the_table_says(name: str) -> None:
+    model_map = of_config(name)
+    table, shown = (" ".join(printed.split()) for printed in (text(model_map, width=300), tree(model_map, width=300)))
+    for price_of in set(re.findall(r"\b[a-z_]+=[\d,+]+n?", table)):
+        assert price_of in shown
+    for note in model_map.skipped:
+        assert " ".join(note.split()) in shown
+    assert f"{model_map.total:,} parameters" in shown
+
+
+def test_layers_that_are_alike_share_a_branch_and_projections_lie_below_their_part() -> None:
+    lines = tree(of_config("t5")).splitlines()
+    branches = [line.strip("│├└─ ") for line in lines]
+    assert branches.count("layers 0-5") == 2
+    at = branches.index("attention")
+    assert [branch.split()[0] for branch in branches[at + 1 : at + 5]] == ["q", "k", "v", "o"]
+    assert branches[at + 5].startswith("as a whole")
+
+
+def test_the_tree_shows_only_what_a_space_offers() -> None:
+    model_map = of_config("bert")
+    shown = tree(model_map, load_space("lora", model_map.sites))
+    assert "lora[" in shown
+    assert "serial" not in shown

@@ -85,3 +85,28 @@ def test_a_terminal_gets_the_live_display_and_a_pipe_gets_lines():
 def test_silence_prints_nothing(capsys):
     play(Silent())
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_of_the_study_shows_best_front_and_course_of_what_has_finished():
+    out = io.StringIO()
+    reporter = Live(Console(file=out, force_terminal=True, width=160, color_system=None))
+    cheaper = Evaluate(Plan.of({("layers.0.attention.q", "bias"): 1}), Fidelity(10), 0)
+    final = Record(3, "final", REQUEST, Outcome(State.DONE, 128, 0.99))
+    with reporter:
+        reporter.planned(4)
+        reporter.finished(Record(0, "search", cheaper, Outcome(State.DONE, 32, 0.5)), 0.5, recalled=False)
+        reporter.finished(DONE, 0.75, recalled=False)
+        reporter.finished(BROKEN, 0.75, recalled=False)
+        reporter.finished(final, 0.75, recalled=False)
+        (study,) = reporter._progress.tasks
+        assert study.description == "study: best 0.7500, 2 on the front ▁█"
+        assert study.completed == 4
+
+
+def test_the_bar_claims_nothing_before_the_first_score():
+    reporter = Live(Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None))
+    with reporter:
+        reporter.planned(4)
+        reporter.finished(BROKEN, None, recalled=False)
+        (study,) = reporter._progress.tasks
+        assert study.description == "study"

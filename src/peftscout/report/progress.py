@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Protocol, Self
@@ -15,6 +15,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate
+from peftscout.report.standing import sparkline, standing
+
+BARS_SHOWN = 12
+"""Of the sparkline beside the study's bar."""
 
 
 class Reporter(AbstractContextManager["Reporter"], Protocol):
@@ -124,6 +128,7 @@ class Live(Silent):
         )
         self._study: TaskID | None = None
         self._trial: TaskID | None = None
+        self._records: list[Record] = []
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -166,8 +171,9 @@ class Live(Silent):
         cost = "" if record.outcome is None else f"{record.outcome.cost:>12,} parameters  "
         text = f"{record.stage:>6} {record.number:>3}  {cost}{_result(record)}{_best(best)}  {record.request.label}"
         self._progress.console.print(escape(text), highlight=False)
+        self._records.append(record)
         if self._study is not None:
-            self._progress.advance(self._study)
+            self._progress.update(self._study, advance=1, description=_course(self._records))
 
 
 def reporter_for(console: Console) -> Reporter:
@@ -195,6 +201,14 @@ class _Pace:
             return "from the ledger"
         seconds = (time.monotonic() - self._since) / self._run * max(0, self.total - self._done)
         return f"about {timedelta(seconds=round(seconds))} left"
+
+
+def _course(records: Sequence[Record]) -> str:
+    """Return ``study: best 0.8125, 3 on the front`` and the best scores so far as bars."""
+    s = standing(records, "running", len(records))
+    if s.best is None:
+        return "study"
+    return f"study: best {s.best[0]:.4f}, {s.front} on the front {sparkline(s.scores, BARS_SHOWN)}"
 
 
 def _result(record: Record) -> str:

@@ -93,10 +93,10 @@ def _works_in(folder: Path) -> bool:
     return True
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Return values as bars, the lowest as the lowest bar; of many, evenly chosen ones with the last."""
-    if len(values) > LONGEST:
-        values = [values[round(i * (len(values) - 1) / (LONGEST - 1))] for i in range(LONGEST)]
+def sparkline(values: Sequence[float], longest: int = LONGEST) -> str:
+    """Return values as bars, from the lowest to the highest; of more than ``longest``, evenly chosen ones."""
+    if len(values) > longest:
+        values = [values[round(i * (len(values) - 1) / (longest - 1))] for i in range(longest)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     spread = high - low
     return "".join(BARS[round((v - low) / spread * (len(BARS) - 1)) if spread else 0] for v in values)
