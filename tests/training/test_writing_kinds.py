@@ -39,6 +39,7 @@ CASES = {
     "llama chats": ("llama", "causal_lm", "chats"),
     "llama choices": ("llama", "choice_likelihood", "choices"),
     "bert tags": ("bert", "token_classification", "tags"),
+    "bert answers": ("bert", "question_answering", "answers"),
 }
 
 
