@@ -75,7 +75,7 @@ class Spans(SequenceLoss):
         return first + start, first + end
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
-        """Return the logits ``[B, S, 2]``; those of padding count for nothing, or the loss would depend on its width."""
+        """Return the logits ``[B, S, 2]``; padding counts for nothing, or the loss would depend on its width."""
         out = model(**self.inputs(batch))
         logits = torch.stack([out.start_logits, out.end_logits], -1)
         return logits.masked_fill(batch["attention_mask"][..., None] == 0, torch.finfo(logits.dtype).min)
