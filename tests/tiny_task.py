@@ -58,7 +58,8 @@ def write_texts(folder: Path, kind: str, *, train: int = 120, validation: int = 
     """Write a data folder whose targets are texts, choices or tags that follow from what is given.
 
     ``prompts``: a text is answered by its first word, then by whether it is good; ``chats``: likewise; ``stories``:
-    good words follow good ones; ``choices``: which word continues; ``tags``: each word is good, bad or neither.
+    good words follow good ones; ``choices``: which word continues; ``tags``: each word is good, bad or neither;
+    ``answers``: the first word of a text that is good or bad.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -85,6 +86,10 @@ def _written(kind: str, rng: np.random.Generator) -> dict[str, object]:
         case "tags":
             words = text.split()
             return {"tokens": words, "tags": ["O" if w in FILLERS else "G" if w in GOOD else "B" for w in words]}
+        case "answers":
+            first = next(w for w in text.split() if w in (*GOOD, *BAD))
+            answers = {"text": [first], "answer_start": [text.index(first)]}
+            return {"question": "word1 word2", "context": text, "answers": answers}
         case _:
             raise ValueError(f"no kind {kind!r}")
 

@@ -27,11 +27,12 @@ AUTO_CLASSES: Mapping[str, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "choice_likelihood": "AutoModelForCausalLM",
     "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
 }
 """Task kind -> the transformers class that loads a model with its head."""
 
 CAUSAL_KINDS = ("causal_lm", "choice_likelihood")
-"""Kinds for decoders. Their rows are padded on the right, where nothing that is predicted sees it."""
+"""Kinds for decoders."""
 
 
 @dataclass(frozen=True)

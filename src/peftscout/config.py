@@ -46,7 +46,8 @@ class DataConfig(_Section):
         text_pair: column of the second text.
         label: column of the label.
         kind: classification, regression or multiple_choice, inferred when not given; or labels_as_text, text_to_text,
-            causal_lm, choice_likelihood, token_classification (``docs/tasks.md``). Dashes are read as underscores.
+            causal_lm, choice_likelihood, token_classification, question_answering (``docs/tasks.md``). Dashes are
+            read as underscores.
         metric: main metric; by task when not given.
         on_bad_rows: stop at a row that cannot be used, or skip it and say how many.
         max_train_rows: use only so many training rows (a seeded sample).

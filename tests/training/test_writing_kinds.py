@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,15 @@ import torch
 
 from peftscout.backbone import load_backbone
 from peftscout.errors import ArchitectureError
+from peftscout.gates import Gates, WeightTraining
 from peftscout.outcome import Evaluate, Fidelity, State
 from peftscout.plan import Plan
+from peftscout.space import Choice, Space
 from peftscout.tasks import compute_metrics, encode, load_task
 from peftscout.training.evaluator import EncodedTask, Evaluator
+from peftscout.training.forward import Forward
+from peftscout.training.one_shot import one_shot_factory
+from peftscout.training.scoring import evaluate
 from peftscout.training.settings import TrainingSettings
 from peftscout.training.stack_evaluator import capacity, evaluate_together
 from tiny_models import tiny_model
@@ -33,6 +39,7 @@ CASES = {
     "llama chats": ("llama", "causal_lm", "chats"),
     "llama choices": ("llama", "choice_likelihood", "choices"),
     "bert tags": ("bert", "token_classification", "tags"),
+    "bert answers": ("bert", "question_answering", "answers"),
 }
 
 
@@ -142,3 +149,66 @@ def test_a_model_whose_decoder_has_no_beginning_is_refused(tmp_path):
     task = load_task(write_texts(tmp_path / "d", "prompts", train=30), kind="text_to_text")
     with pytest.raises(ArchitectureError, match="names no decoder_start_token_id"):
         load_backbone(str(model), task)
+
+
+def test_a_supernet_passes_both_halves_at_once_as_it_does_apart(make, tmp_path, monkeypatch):
+    evaluator = make(batch_size=8)
+    sites = evaluator.backbone.model_map.sites
+    choices = [Choice.untied(s.id, "lora", (1, 2)) for s in sites.values() if s.role in ("q", "qkv", "down")]
+    training = WeightTraining(steps=9, learning_rate=None, weight_decay=0.0, clip=2.0, seed=3, saliency=False)
+    with one_shot_factory(evaluator, Space("lora", tuple(choices), sites), tmp_path)(training) as one_shot:
+        modules = one_shot.modules
+        gates = Gates(np.full(len(modules), 0.7), modules.one_hot(modules.levels - 1))
+        for _ in range(2):
+            one_shot.step(gates, "train", gate_gradients=False, update_weights=True)
+        batch, first = one_shot._rows.draw_both()
+        parts = [{k: t[part] for k, t in batch.items()} for part in (slice(None, first), slice(first, None))]
+        monkeypatch.setattr(one_shot._rows, "draw_both", lambda: (batch, first))
+        monkeypatch.setattr(one_shot._rows, "draw", lambda split: parts[("train", "validation").index(split)])
+        trained = one_shot.step(gates, "train", gate_gradients=False, update_weights=False)
+        seen = one_shot.step(gates, "validation", gate_gradients=True, update_weights=False)
+        together = one_shot.split(gates, gates)
+        assert [step.loss for step in together] == pytest.approx([trained.loss, seen.loss], rel=1e-4)
+        assert together[1].on == pytest.approx(seen.on, rel=1e-3, abs=1e-5)
+        assert seen.on.any()
+
+
+STARTS = ("Once upon a time, there was a little", "One day, a small", "In a big house lived a happy")
+
+
+def stories(rows: int, seed: int = 0) -> list[dict[str, str]]:
+    """Children's stories of a fixed pattern, which a model of such stories can get better at."""
+    rng = np.random.default_rng(seed)
+    names, beasts = ("Lily", "Tom", "Ben", "Sue"), ("cat", "dog", "bird", "bear")
+    things = ("ball", "tree", "toy", "cake")
+    pick = lambda words: str(rng.choice(words))  # noqa: E731
+    return [
+        {
+            "prompt": f"{pick(STARTS)} {pick(beasts)} named {pick(names)}.",
+            "completion": f"{pick(names)} saw a {pick(things)} and said: I like the {pick(things)} very much!",
+        }
+        for _ in range(rows)
+    ]
+
+
+@pytest.mark.slow
+def test_the_real_llama_gets_better_at_stories_than_it_was(tmp_path, shared_models):
+    path = shared_models / "stories260k-llama"
+    task = load_task(folder_of_stories(tmp_path), kind="causal_lm")
+    backbone = load_backbone(str(path), task)
+    train, search = (encode(split, backbone.tokenizer, max_length=64) for split in (task.train, task.search))
+    assert backbone.tokenizer.decode(train[0]["input_ids"]).startswith("<s>")
+    settings = TrainingSettings({**RATES, "lora": 3e-3}, batch_size=16)
+    evaluator = Evaluator(backbone, EncodedTask(task, train, search), settings)
+    frozen = evaluate(Forward(backbone.model, evaluator.make_batch, evaluator.device), search, evaluator.objective, 32)
+    queries = [s for s in backbone.model_map.sites if s.endswith((".q", ".v"))]
+    outcome = evaluator(Evaluate(Plan.of(dict.fromkeys(((s, "lora") for s in queries), 2)), Fidelity(20), 0))
+    assert outcome.state is State.DONE, outcome.message
+    assert 0.5 < frozen["loss"] < 6, "a pretrained model knows such words; uniform is 6.2"
+    assert outcome.score > -frozen["loss"] + 0.2
+
+
+def folder_of_stories(folder: Path) -> Path:
+    for split, rows in (("train", stories(160)), ("validation", stories(40, seed=1))):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder

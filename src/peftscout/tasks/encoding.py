@@ -11,6 +11,7 @@ import numpy.typing as npt
 from peftscout.errors import DataError
 from peftscout.tasks.encoded import Encoded, Feature, length_limit
 from peftscout.tasks.sequences import ENCODERS
+from peftscout.tasks.spans import encode_spans
 from peftscout.tasks.splits import LockedSplit, Split, Texts
 
 _CHUNK = 2048
@@ -32,6 +33,8 @@ def encode(split: Split | LockedSplit, tokenizer: Any, *, max_length: int | None
         DataError: when a row has no token at all, or the limit leaves no room for text.
     """
     limit = length_limit(tokenizer, max_length)
+    if split.kind == "question_answering":
+        return encode_spans(split, tokenizer, limit)
     if (own := ENCODERS.get(split.kind)) is not None:
         return own(split, tokenizer, limit)
     choose = split.kind == "multiple_choice"

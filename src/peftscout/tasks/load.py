@@ -24,6 +24,7 @@ from peftscout.tasks.rows import (
     require_variety,
 )
 from peftscout.tasks.sources import Source, from_datasets, from_files, from_folder, from_hub
+from peftscout.tasks.spans import find_span_layout
 from peftscout.tasks.splits import LockedSplit, Split
 from peftscout.tasks.table import BadRows, OnBadRows, Table
 from peftscout.tasks.targets import find_target_layout, read_targets, tag_names
@@ -167,7 +168,9 @@ def _layout(
             return recipe, recipe.layout, [why]
     else:
         why = f"named like the recipe {found.recipe.name}, which is off: columns were given" if found.recipe else ""
-    if likely in SEQUENCE_KINDS:
+    if likely == "question_answering":
+        layout = find_span_layout(table, text, text_pair, label)
+    elif likely in SEQUENCE_KINDS:
         layout = find_target_layout(table, likely, text, label)
     else:
         layout = find_layout(table, text=text, text_pair=text_pair, label=label, kind=likely)
@@ -213,7 +216,7 @@ def _kind(recipe: Recipe | None, layout: Layout, metric: str | None, rows: Rows)
 
 
 def _labels(kind: Kind, recipe: Recipe | None, layout: Layout, choices: int | None, rows: Rows) -> tuple[str, ...]:
-    if kind in ("regression", "text_to_text", "causal_lm"):
+    if kind in ("regression", "text_to_text", "causal_lm", "question_answering"):
         return ()
     if kind == "token_classification":
         return tag_names(rows, layout)

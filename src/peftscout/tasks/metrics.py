@@ -85,6 +85,7 @@ _DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "text_to_text": ("exact_match", "token_accuracy", "neg_loss"),
     "causal_lm": ("neg_loss", "neg_perplexity", "token_accuracy"),
     "token_classification": ("token_f1", "token_accuracy"),
+    "question_answering": ("word_f1", "exact_match"),
 }
 
 _CHOICES: dict[Kind, tuple[str, ...]] = {
@@ -92,6 +93,7 @@ _CHOICES: dict[Kind, tuple[str, ...]] = {
     "text_to_text": ("exact_match", "token_accuracy", "neg_loss", "neg_perplexity", *GENERATED),
     "causal_lm": ("neg_loss", "neg_perplexity", "token_accuracy", "exact_match"),
     "token_classification": ("token_f1", "token_accuracy", "neg_loss"),
+    "question_answering": ("word_f1", "exact_match", "neg_loss"),
 }
 """The metrics that may be named, by kind; `CLASSIFICATION` for the others."""
 

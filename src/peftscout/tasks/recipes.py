@@ -16,19 +16,23 @@ Kind = Literal[
     "text_to_text",
     "causal_lm",
     "token_classification",
+    "question_answering",
 ]
 """What is predicted, and how. By a head: one of some classes, a number, which of the choices of the row. By the
 likelihood of texts: a class by the text of its label (encoder-decoders), one of the choices (decoders). A text after a
-text (encoder-decoders) or after a prompt (decoders); the tag of every word."""
+text (encoder-decoders) or after a prompt (decoders); the tag of every word; the part of a context that answers."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+HEAD_KINDS: tuple[Kind, ...] = ("classification", "regression", "multiple_choice")
+"""Kinds with one prediction a row from a head; their rows are padded as the tokenizer says, all others on the right."""
 
 READ_AS: Mapping[Kind, Kind] = MappingProxyType(
     {"labels_as_text": "classification", "choice_likelihood": "multiple_choice"}
 )
 """Kinds that differ from another one only in how the model predicts: the same rows, labels and metrics."""
 
-SEQUENCE_KINDS: tuple[Kind, ...] = ("text_to_text", "causal_lm", "token_classification")
+SEQUENCE_KINDS: tuple[Kind, ...] = ("text_to_text", "causal_lm", "token_classification", "question_answering")
 """Kinds whose target is a sequence, see `Split.targets`."""
 
 

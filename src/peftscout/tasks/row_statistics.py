@@ -24,10 +24,11 @@ BLEU_COLUMNS = (
 """Tokens of prediction and reference, and matched and all n-grams (Papineni et al. 2002)."""
 
 COLUMNS = (
-    "nll", "tokens", "right", "exact", "hits", "found", "wanted", "rouge1", "rouge2", "rougeL", *BLEU_COLUMNS,
+    "nll", "tokens", "right", "exact", "f1", "hits", "found", "wanted", "rouge1", "rouge2", "rougeL", *BLEU_COLUMNS,
 )  # fmt: skip
 """Summed negative log-likelihood of the target's tokens, their number, how many were predicted right, whether all were;
-marked tokens that were hit, found and wanted; ROUGE F-measures; the counts of BLEU. What is not computed is 0."""
+F1 of words; marked tokens that were hit, found and wanted; ROUGE F-measures; the counts of BLEU. What is not computed
+is 0."""
 
 _AT = {name: i for i, name in enumerate(COLUMNS)}
 
@@ -85,6 +86,7 @@ SEQUENCE: Mapping[str, Callable[[Statistics, Statistics], float]] = MappingProxy
         "neg_perplexity": lambda references, of: -float(np.exp(min(_loss(of), 700.0))),
         "token_accuracy": lambda references, of: _total(of, "right") / max(1.0, _total(of, "tokens")),
         "exact_match": _mean("exact"),
+        "word_f1": _mean("f1"),
         "token_f1": lambda references, of: _token_f1(of),
         "rouge1": _mean("rouge1"),
         "rouge2": _mean("rouge2"),

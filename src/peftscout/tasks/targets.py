@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from peftscout.errors import DataError
 from peftscout.tasks.recipes import Kind, Layout
 from peftscout.tasks.rows import Rows, text_problem
+from peftscout.tasks.spans import answers_problem, read_answers
 from peftscout.tasks.splits import Split, Target
 from peftscout.tasks.table import BadRows, Table
 
@@ -83,10 +84,12 @@ def read_targets(name: str, rows: Rows, layout: Layout, kind: Kind, labels: Sequ
     return Split(name, texts, np.zeros(len(kept), dtype=np.int64), kind, targets)
 
 
-def _read(kind: Kind, target: Target, labels: Sequence[str]) -> Target:
-    """Return a target as it is learnt: tags as their numbers."""
+def _read(kind: Kind, target: Any, labels: Sequence[str]) -> Target:
+    """Return a target as it is learnt: tags as their numbers, answers as their characters."""
+    if kind == "question_answering":
+        return read_answers(target)
     if kind != "token_classification":
-        return target
+        return cast("Target", target)
     return [labels.index(spelled(tag, labels)) for tag in target]
 
 
@@ -146,5 +149,6 @@ def tag_names(rows: Rows, layout: Layout) -> tuple[str, ...]:
 
 
 _PROBLEMS: Mapping[Kind, Callable[[str, Sequence[str], Target, Sequence[str]], str | None]] = {
-    "token_classification": tags_problem
+    "token_classification": tags_problem,
+    "question_answering": answers_problem,
 }

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from peftscout import tuner
-from peftscout.backbone import CAUSAL_KINDS, Backbone
+from peftscout.backbone import Backbone
 from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
 from peftscout.tasks import Encoded, Task
+from peftscout.tasks.recipes import HEAD_KINDS
 from peftscout.training.activation_cache import ActivationCache
 from peftscout.training.arithmetic import FP32
 from peftscout.training.batches import BatchMaker
@@ -88,7 +89,7 @@ class Evaluator:
         backbone.model.to(self.device.torch_device)
         tokenizer = backbone.tokenizer
         self.objective = objective_for(data.task, tokenizer, backbone.model.config, data.train)
-        side = "right" if data.task.kind in CAUSAL_KINDS else tokenizer.padding_side
+        side = tokenizer.padding_side if data.task.kind in HEAD_KINDS else "right"
         self.make_batch = BatchMaker(tokenizer.pad_token_id, side, data.task.kind == "regression")
         self.paused = PausedTrials(None if folder is None else folder / "paused")
         self.initial = InitialStates(None if folder is None else folder / "initial")

@@ -10,6 +10,7 @@ from peftscout.training.objectives.base import Batch, Objective, Pass
 from peftscout.training.objectives.causal import ChoiceLikelihood, Completions
 from peftscout.training.objectives.pooled import Classes, Numbers
 from peftscout.training.objectives.seq2seq import DecoderStart, GeneratedText, LabelTexts, TextToText
+from peftscout.training.objectives.spans import Spans
 from peftscout.training.objectives.tagging import Tags
 from peftscout.training.objectives.text_scores import ROUGE, bleu_columns, rouge_columns
 
@@ -34,6 +35,9 @@ def objective_for(task: Task, tokenizer: Any, config: Any, train: Encoded) -> Ob
             return ChoiceLikelihood(task.metrics)
         case "token_classification":
             return Tags(task.metrics, outside=task.labels.index("O") if "O" in task.labels else None)
+        case "question_answering":
+            unanswerable = any(feature["labels"][2:4] == [0, 0] for feature in train.features)
+            return Spans(task.metrics, tokenizer=tokenizer, unanswerable=unanswerable)
         case "labels_as_text":
             return LabelTexts.of(task.metrics, task.labels, tokenizer, _start(tokenizer, config))
         case "text_to_text" if generated := [name for name in task.metrics if name in GENERATED]:
