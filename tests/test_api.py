@@ -101,6 +101,18 @@ def test_the_status_of_a_running_study_can_be_read_beside_it(tmp_path):
     assert [(r["label"], r["state"], r["score"]) for r in rows] == [("first", "done", 0.5), ("second", "running", None)]
 
 
+def test_the_status_of_a_study_is_read_from_the_database_that_holds_its_ledger(tmp_path):
+    storage, folder = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "mine"
+    folder.mkdir()
+    write_json(
+        folder / "study.json",
+        {"schema": 1, "config": {"storage": storage}, "data": {}, "model": {}, "versions": {}},
+    )
+    ledger = Ledger.at(storage, name="mine")
+    ledger.start(Evaluate(PLAN, Fidelity(5), 0, label="first"), "search")
+    assert [row["label"] for row in study_status(folder)] == ["first"]
+
+
 def test_the_public_names_are_there_and_nothing_else():
     assert sorted(peftscout.__all__) == peftscout.__all__
     for name in peftscout.__all__:

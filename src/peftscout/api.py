@@ -25,7 +25,7 @@ from peftscout.report.side_by_side import SideBySide, read_entry, side_by_side
 from peftscout.report.standing import Standing, phase_of, standing
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
-from peftscout.study import read_config, read_json, read_records, read_summary
+from peftscout.study import read_config, read_header, read_json, read_records, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,7 +188,7 @@ def study_status(folder: Path) -> list[dict[str, Any]]:
             "score": None if r.outcome is None else r.outcome.score,
             "seconds": None if r.outcome is None else r.outcome.seconds,
         }
-        for r in read_records(folder, read_config(folder).storage)
+        for r in read_records(folder, read_header(folder).config.get("storage"))
     ]
 
 
