@@ -1,12 +1,13 @@
 """Is what a search finds better than a random plan, and than uniform LoRA, of the same budget?
 
-    python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies scout bipeft s3delta random]
-    python benchmarks/search_quality.py table
+    python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies scout bipeft s3delta random] [--space S]
+    python benchmarks/search_quality.py table [--space S]
 
 GLUE: folder with sst2/, cola/, stsb/. For every task, budget and seed each strategy searches once on MiniLM; its plan
 is then trained from fresh weights with that seed; so are the first 8 plans of random search, and uniform LoRA. Scores
 are those of the last step on the search split, of which no search on a supernet sees a row. ``best of 8`` is
 chosen by the very scores that it reports, so it is flattered. A search costs its CPU time over that of one training.
+Intervals are of Student's t over (task, budget, seed): they hold for these tasks, not for tasks in general.
 
 Every training appends a row to ``results/search_quality.csv``; rows that are there are not computed again, so that a
 run can be stopped at any time. Runs of different tasks may go on side by side.
@@ -24,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from scipy.stats import t as student
 
 from peftscout.config import StudyConfig
 from peftscout.demo import model_path
@@ -45,6 +48,7 @@ TASKS = ("sst2", "cola", "stsb")
 BUDGETS = ("0.02%", "0.1%", "0.5%")
 STEPS, ROWS, SEARCH_ROWS = 110, 1500, 500
 RANDOM_PLANS = 8
+UNIFORM = "uniform"
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "scout": ("scout", {}),
     "bipeft": ("bipeft", {}),
@@ -63,20 +67,27 @@ class Cell:
     budget: str
     seed: int
     contender: str
+    space: str
 
     @property
     def key(self) -> tuple[str, ...]:
-        return (self.task, self.budget, str(self.seed), self.contender)
+        """As in the first columns; uniform LoRA is the same in every space."""
+        return (self.task, self.budget, str(self.seed), self.contender, self.space if self.contender != UNIFORM else "")
 
 
-def cells(tasks: list[str], budgets: list[str], seeds: list[int], strategies: list[str]) -> Iterator[Cell]:
+def key_of(row: dict[str, str]) -> tuple[str, ...]:
+    """Return the key of the cell that a row is of."""
+    return Cell(row["task"], row["budget"], int(row["seed"]), row["contender"], row["space"]).key
+
+
+def cells(tasks: list[str], budgets: list[str], seeds: list[int], strategies: list[str], space: str) -> Iterator[Cell]:
     """Yield the cells; those of one seed first, so that a run that was stopped has whole comparisons."""
     for seed in seeds:
         for task in tasks:
             for budget in budgets:
-                for name in ("uniform", *strategies):
+                for name in (UNIFORM, *strategies):
                     several = [f"random-{n}" for n in range(RANDOM_PLANS)] if name == "random" else [name]
-                    yield from (Cell(task, budget, seed, each) for each in several)
+                    yield from (Cell(task, budget, seed, each, space) for each in several)
 
 
 def study(glue: Path, task: str, space: str) -> tuple[Problem, Any]:
@@ -104,7 +115,7 @@ def problem_of(problem: Problem, cell: Cell, total: int) -> Problem:
 
 def plan_of(cell: Cell, problem: Problem, evaluator: Evaluator) -> tuple[Plan, float]:
     """Return the plan of a cell, and the CPU seconds of finding it."""
-    if cell.contender == "uniform":
+    if cell.contender == UNIFORM:
         return problem.baseline, 0.0
     name, _, number = cell.contender.partition("-")
     if name == "random":
@@ -126,8 +137,11 @@ def measure(cell: Cell, problem: Problem, evaluator: Evaluator) -> dict[str, Any
     if outcome.score is None:
         raise RuntimeError(f"{cell}: {outcome.state}: {outcome.message}")
     return {
-        **dict(zip(COLUMNS, cell.key, strict=False)),
-        "space": problem.space.name,
+        "task": cell.task,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "contender": cell.contender,
+        "space": cell.space,
         "cost": outcome.cost,
         "score": f"{outcome.score:.5f}",
         "loss": f"{outcome.metrics['loss']:.5f}",
@@ -156,9 +170,10 @@ def append(row: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    done = {tuple(row[c] for c in COLUMNS[:4]) for row in read()}
+    done = {key_of(row) for row in read()}
     for task in args.tasks:
-        left = [c for c in cells([task], args.budgets, args.seeds, args.strategies) if c.key not in done]
+        wanted = cells([task], args.budgets, args.seeds, args.strategies, args.space)
+        left = [c for c in wanted if c.key not in done]
         if not left:
             continue
         problem, prepared = study(args.glue, task, args.space)
@@ -170,51 +185,70 @@ def run(args: argparse.Namespace) -> None:
                 print(",".join(str(row[c]) for c in COLUMNS[:-1]), flush=True)
 
 
-def table() -> str:
-    """Return a Markdown table: mean score over seeds by task and budget, and what a search costs."""
-    scores: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    random: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    cost: dict[str, list[float]] = defaultdict(list)
-    rows = read()
-    train = {
-        (r["task"], r["budget"], r["seed"]): float(r["train_seconds"]) for r in rows if r["contender"] == "uniform"
-    }
-    for r in rows:
-        where, contender = (r["task"], r["budget"]), r["contender"]
-        if contender.startswith("random"):
-            random[where][r["seed"]].append(float(r["score"]))
-            continue
-        scores[where][contender].append(float(r["score"]))
-        if contender in SEARCHES and (one := train.get((*where, r["seed"]))):
-            cost[contender].append(float(r["search_seconds"]) / one)
-    for where, by_seed in random.items():
-        scores[where]["random, mean"] = [statistics.mean(s) for s in by_seed.values()]
-        scores[where]["random, best of 8"] = [max(s) for s in by_seed.values()]
-    names = [
-        n for n in ("uniform", "random, mean", "random, best of 8", *SEARCHES) if any(n in s for s in scores.values())
+Where = tuple[str, str, str]
+"""Task, budget, seed."""
+
+
+def scores(space: str) -> dict[str, dict[Where, float]]:
+    """Return contender -> where -> score, with the mean and the best of the random plans as contenders."""
+    found: dict[str, dict[Where, float]] = defaultdict(dict)
+    random: dict[Where, list[float]] = defaultdict(list)
+    for r in read():
+        where, contender, score = (r["task"], r["budget"], r["seed"]), r["contender"], float(r["score"])
+        if contender == UNIFORM:
+            found[UNIFORM][where] = score
+        elif r["space"] == space and contender.startswith("random-"):
+            random[where].append(score)
+        elif r["space"] == space:
+            found[contender][where] = score
+    whole = {where: values for where, values in random.items() if len(values) == RANDOM_PLANS}
+    found["random, mean"] = {where: statistics.mean(values) for where, values in whole.items()}
+    found["random, best of 8"] = {where: max(values) for where, values in whole.items()}
+    names = (UNIFORM, "random, mean", "random, best of 8", *SEARCHES)
+    return {name: found[name] for name in names if found[name]}
+
+
+def table(space: str) -> str:
+    """Return Markdown tables of a space: mean scores over seeds; differences to uniform and random; search costs."""
+    by = scores(space)
+    lines = [f"| task | budget | {' | '.join(by)} |", "|---" * (2 + len(by)) + "|"]
+    for task, budget in dict.fromkeys(where[:2] for where in by["random, mean"]):
+        means = [_mean([s for where, s in of.items() if where[:2] == (task, budget)]) for of in by.values()]
+        lines.append(f"| {task} | {budget} | {' | '.join(means)} |")
+    lines += [
+        "",
+        "| search | less the random mean | n | less uniform LoRA | n | search, in trainings |",
+        "|---|---|---|---|---|---|",
     ]
-    lines = [f"| task | budget | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-
-    def mean(values: list[float]) -> str:
-        return f"{statistics.mean(values):.3f}" if values else ""
-
-    lines += [f"| {t} | {b} | {' | '.join(mean(by[n]) for n in names)} |" for (t, b), by in scores.items()]
-    over = {n: [statistics.mean(by[n]) for by in scores.values() if by[n]] for n in names}
-    lines.append(f"| mean | | {' | '.join(mean(over[n]) for n in names)} |")
-    lines.append(
-        f"| search, in trainings | | {' | '.join(f'{m:.1f}' if (m := _median(cost[n])) else '' for n in names)} |"
-    )
+    for name in [n for n in SEARCHES if n in by]:
+        against = [_difference(by[name], by[other]) for other in ("random, mean", UNIFORM)]
+        lines.append(f"| {name} | {' | '.join(against)} | {_multiple(name, space)} |")
     return "\n".join(lines)
 
 
-def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else 0.0
+def _mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" if values else ""
+
+
+def _difference(ours: dict[Where, float], others: dict[Where, float]) -> str:
+    pairs = [ours[where] - others[where] for where in ours if where in others]
+    if len(pairs) < 2:
+        return f"{_mean(pairs)} | {len(pairs)}"
+    half = float(student.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    mean = statistics.mean(pairs)
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] | {len(pairs)}"
+
+
+def _multiple(name: str, space: str) -> str:
+    """Return the median CPU time of a search over that of training the plan that it found."""
+    rows = [r for r in read() if r["contender"] == name and r["space"] == space]
+    return f"{statistics.median(float(r['search_seconds']) / float(r['train_seconds']) for r in rows):.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("table")
+    commands.add_parser("table").add_argument("--space", default="bipeft-s1")
     running = commands.add_parser("run")
     running.add_argument("glue", type=Path)
     running.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
@@ -224,7 +258,7 @@ def main() -> None:
     running.add_argument("--space", default="bipeft-s1")
     running.add_argument("--most", type=int, help="cells of a task after which to stop")
     args = parser.parse_args()
-    print(table()) if args.command == "table" else run(args)
+    print(table(args.space)) if args.command == "table" else run(args)
 
 
 if __name__ == "__main__":

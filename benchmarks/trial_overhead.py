@@ -45,6 +45,9 @@ from speed_variants import timed
 
 PROFILED_STEPS = 2
 
+MANY = 1000
+"""Trials that the study allows: more than are asked for."""
+
 PACKAGE = str(Path(peftscout.__file__).parent)
 
 
@@ -94,6 +97,7 @@ class Search:
                 "budget": "0.5%",
                 "data": {"source": "memory", "max_length": MAX_LENGTH},
                 "steps": steps,
+                "trials": MANY,
                 "training": {"threads": 1},
             }
         )

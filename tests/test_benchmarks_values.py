@@ -103,3 +103,49 @@ def test_rows_that_are_there_are_not_computed_again(tmp_path, monkeypatch) -> No
 def test_every_search_of_the_quality_benchmark_is_a_strategy() -> None:
     assert {name for name, _ in search_quality.SEARCHES.values()} <= set(STRATEGIES)
     assert "scout" in search_quality.SEARCHES
+
+
+def quality_row(contender: str, score: float, *, seed: int = 0, space: str = "lora", **times: float) -> dict[str, str]:
+    columns = dict.fromkeys(search_quality.COLUMNS, "")
+    given = {"task": "sst2", "budget": "0.1%", "seed": seed, "contender": contender, "space": space, "score": score}
+    return columns | {name: str(value) for name, value in {**given, **times}.items()}
+
+
+@pytest.fixture
+def quality(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(search_quality, "RESULTS", tmp_path / "quality.csv")
+    for seed in (0, 1):
+        search_quality.append(quality_row("uniform", 0.5 + seed / 10, seed=seed, space="all"))
+        search_quality.append(quality_row("scout", 0.7 + seed / 10, seed=seed, search_seconds=30.0, train_seconds=20.0))
+        for n in range(search_quality.RANDOM_PLANS):
+            search_quality.append(quality_row(f"random-{n}", 0.4 + n / 100 + seed / 10, seed=seed))
+
+
+@pytest.mark.usefixtures("quality")
+def test_a_search_is_compared_where_both_were_trained_and_within_its_space() -> None:
+    search_quality.append(quality_row("scout", 0.1, space="all"))
+    by = search_quality.scores("lora")
+    assert {name: list(of.values()) for name, of in by.items()} == {
+        "uniform": [0.5, 0.6],
+        "random, mean": pytest.approx([0.435, 0.535]),
+        "random, best of 8": pytest.approx([0.47, 0.57]),
+        "scout": pytest.approx([0.7, 0.8]),
+    }
+    lines = search_quality.table("lora").splitlines()
+    assert lines[2] == "| sst2 | 0.1% | 0.550 | 0.485 | 0.520 | 0.750 |"
+    assert lines[-1] == "| scout | +0.265 [+0.265, +0.265] | 2 | +0.200 [+0.200, +0.200] | 2 | 1.5 |"
+
+
+@pytest.mark.usefixtures("quality")
+def test_a_cell_with_random_plans_missing_has_no_random_mean() -> None:
+    search_quality.append(quality_row("scout", 0.9, seed=2))
+    search_quality.append(quality_row("random-0", 0.9, seed=2))
+    assert ("sst2", "0.1%", "2") not in search_quality.scores("lora")["random, mean"]
+
+
+@pytest.mark.usefixtures("quality")
+def test_uniform_lora_is_trained_once_for_all_spaces() -> None:
+    done = {search_quality.key_of(row) for row in search_quality.read()}
+    cells = list(search_quality.cells(["sst2"], ["0.1%"], [0], ["scout", "random"], "bipeft-s1"))
+    assert [cell.contender for cell in cells if cell.key in done] == ["uniform"]
+    assert len(cells) == 2 + search_quality.RANDOM_PLANS

@@ -182,7 +182,7 @@ class StudyConfig(_Section):
     budget: str | int
     data: DataConfig
     space: str = "all"
-    strategy: str = "random"
+    strategy: str = "auto"
     strategy_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)
     fidelity: Literal["full", "halving", "early-stop", "one-epoch"] = "full"

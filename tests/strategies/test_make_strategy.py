@@ -32,7 +32,7 @@ def test_options_reach_the_strategy():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("autopfet", {}, r"strategy 'autopfet': not known \(did you mean 'autopeft'\?\); there are autopeft, "),
+        ("autopfet", {}, r"strategy 'autopfet': not known \(did you mean 'autopeft'\?\); there are auto, autopeft, "),
         ("", {}, "there are"),
         ("random", {"seed": 1}, r"strategy_options.seed: strategy 'random' does not know it; it has no options"),
         ("autopeft", {"intial": 4}, r"strategy_options.intial: .*did you mean 'initial'"),

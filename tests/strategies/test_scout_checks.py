@@ -155,7 +155,7 @@ def test_the_learning_rate_is_the_one_the_rates_were_made_for_where_it_is_allowe
 
 def test_where_the_supernet_diverges_nothing_is_asked_for_and_it_says_why() -> None:
     p, s, _ = checks()
-    s._search.advance = lambda one_shot: (_ for _ in ()).throw(DivergedSupernetError("the loss is nan: lower it"))
+    s.search.advance = lambda one_shot: (_ for _ in ()).throw(DivergedSupernetError("the loss is nan: lower it"))
     assert len(drive(lambda _: s, p)) == 1
     assert s.note == "scout trains no plan: the loss is nan: lower it"
     assert s.ask(3) == []
@@ -163,7 +163,7 @@ def test_where_the_supernet_diverges_nothing_is_asked_for_and_it_says_why() -> N
 
 def test_other_errors_of_the_supernet_are_not_hidden() -> None:
     p, s, _ = checks()
-    s._search.advance = lambda one_shot: (_ for _ in ()).throw(StudyError("the saved search cannot be read"))
+    s.search.advance = lambda one_shot: (_ for _ in ()).throw(StudyError("the saved search cannot be read"))
     with pytest.raises(StudyError, match="saved"):
         drive(lambda _: s, p)
 

@@ -30,7 +30,7 @@ def search_command(model: Path, out: Path) -> list[str]:
     """Return the command that finds, trains and compares: what a user would type, sized for two cores."""
     return [
         *("peftscout", "search", str(model), "--budget", "0.35%", "--data", str(out / "data")),
-        *("--strategy", "random", "--trials", "6", "--steps", "60", "--final-seeds", "2"),
+        *("--trials", "6", "--steps", "60", "--final-seeds", "2"),
         *("--set", "training.batch_size=16", "--set", "training.evaluations=1"),
         *("--set", "final.lr_scales=[1]", "--study", str(out / "study")),
     ]

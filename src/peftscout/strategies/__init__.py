@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.strategies.auto import AutoOptions, auto
 from peftscout.strategies.autopeft import AutoPeftOptions, autopeft
 from peftscout.strategies.base import Problem, Strategy
 from peftscout.strategies.bipeft import bipeft
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 STRATEGIES: Mapping[str, tuple[Callable[..., Strategy], type | None]] = {
+    "auto": (auto, AutoOptions),
     "scout": (scout, ScoutOptions),
     "autopeft": (autopeft, AutoPeftOptions),
     "design-spaces": (design_spaces, DesignSpacesOptions),
@@ -70,7 +72,7 @@ _OWN_FIDELITIES = {
 }
 """Strategies that do not go with rungs, and why."""
 
-_LEARN_FROM_OTHERS = ("autopeft",)
+_LEARN_FROM_OTHERS = ("autopeft", "auto")
 """Strategies that make use of `Problem.observed` and `Problem.related`."""
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from peftscout.gates import Floats, Gates, Kept, Modules
 from peftscout.plan import Plan
-from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.base import Problem
 from peftscout.strategies.knapsack import ladder
 from peftscout.strategies.one_shot import ALTERNATIVE_NOISE, OneShot, above_zero
 from peftscout.strategies.scout_checks import Ranked, ScoutChecks
@@ -40,7 +40,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 20
 
 
-def scout(problem: Problem, options: ScoutOptions | None = None) -> Strategy:
+def scout(problem: Problem, options: ScoutOptions | None = None) -> ScoutChecks:
     """Return the strategy that scouts on a supernet, then asks for the plans that it ranks first.
 
     Raises:

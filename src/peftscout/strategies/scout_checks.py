@@ -45,6 +45,7 @@ class ScoutChecks:
     keeps the best, uniform LoRA included. Where the supernet diverges nothing is asked for, and uniform LoRA is left.
 
     Attributes:
+        search: on the supernet; not finished before the first `ask`.
         note: why nothing is asked for, for people; ``None`` where all is well.
 
     Args:
@@ -64,7 +65,7 @@ class ScoutChecks:
         require_affordable(problem)
         if problem.one_shot is None:
             raise ConfigError("strategy 'scout': needs a supernet, which this problem comes without")
-        self._problem, self._open, self._training, self._search = problem, problem.one_shot, training, search
+        self._problem, self._open, self._training, self.search = problem, problem.one_shot, training, search
         self._o = options
         self.note: str | None = None
         self._lr_scale = 1.0 if 1.0 in problem.lr_scales else problem.lr_scales[0]
@@ -107,8 +108,8 @@ class ScoutChecks:
     def _searched(self) -> dict[_Check, Evaluate]:
         p = self._problem
         with self._open(self._training) as one_shot:
-            run(self._search, one_shot, self._o.keep_every)
-            first = self._search.ranking()[: self._o.checks + 1]  # one of them may be uniform LoRA, which is known
+            run(self.search, one_shot, self._o.keep_every)
+            first = self.search.ranking()[: self._o.checks + 1]  # one of them may be uniform LoRA, which is known
             requests = {}
             for place, (label, plan) in enumerate(first):
                 requests[_Check(place, warm=False)] = Evaluate(plan, p.fidelity, p.seed, self._lr_scale, label)
