@@ -1,15 +1,20 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from peftscout import tuner
 from peftscout.backbone import load_backbone, load_config, load_model, quiet_loading
 from peftscout.errors import ArchitectureError
+from peftscout.plan import Plan
 from tiny_models import tiny_model
 from tiny_task import save_tiny_model, tiny_tokenizer
 
 CLASSES = SimpleNamespace(kind="classification", labels=("a", "b", "c"))
-NUMBERS = SimpleNamespace(kind="regression", labels=())
+NUMBERS = SimpleNamespace(
+    kind="regression", labels=(), train=SimpleNamespace(references=np.array([1.0, 2.0, 4.5], dtype=np.float32))
+)
 CHOICES = SimpleNamespace(kind="multiple_choice", labels=("1", "2"))
 
 
@@ -29,6 +34,36 @@ def test_the_head_follows_from_the_task(bert, task, outputs, auto_class):
     assert backbone.reference.auto_class == auto_class
     assert backbone.model_map.head == ("classifier",)
     assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "output"), [("bert", "classifier"), ("roberta", "classifier.out_proj")])
+def test_a_regression_starts_at_the_mean_of_the_training_targets_with_every_seed(tmp_path, name, output):
+    backbone = load_backbone(str(save_tiny_model(tmp_path, name)), NUMBERS)
+    weights = []
+    for seed in (0, 1):
+        adapted = tuner.build(
+            backbone.model, Plan.of({("layers.0.attention.q", "lora"): 1}), backbone.model_map, seed=seed
+        )
+        first, _, last = output.partition(".")
+        head = adapted.get_base_model().get_submodule(f"{first}.modules_to_save.default")
+        head = head.get_submodule(last) if last else head
+        assert head.bias.tolist() == [2.5]
+        weights.append(head.weight.detach().clone())
+        tuner.reset(adapted)
+    assert not torch.equal(*weights)
+
+
+def test_the_biases_of_a_classification_start_at_zero_whatever_the_checkpoint_has(bert):
+    backbone = load_backbone(bert, CLASSES)
+    with torch.no_grad():
+        backbone.model.classifier.bias.fill_(7.0)
+    adapted = tuner.build(backbone.model, Plan.of({("layers.0.attention.q", "lora"): 1}), backbone.model_map)
+    assert adapted.get_base_model().get_submodule("classifier.modules_to_save.default").bias.tolist() == [0.0] * 3
+
+
+def test_a_head_without_a_bias_does_without(tmp_path):
+    backbone = load_backbone(str(save_tiny_model(tmp_path, "llama")), NUMBERS)
+    assert backbone.model.score.bias is None
 
 
 def test_the_reference_loads_the_same_model_elsewhere(bert):

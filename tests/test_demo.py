@@ -251,7 +251,7 @@ def write_adapter(folder: Path, model: Path, labels: int) -> None:
 def test_the_demo_types_what_the_command_line_takes(tmp_path: Path) -> None:
     searched = parse_command(run.search_command(Path("model"), tmp_path))
     assert searched["model"] == "model"
-    assert (searched["budget"], searched["strategy"], searched["trials"]) == ("0.35%", "auto", 6)
+    assert (searched["budget"], searched["strategy"], searched["trials"]) == ("0.35%", None, 6)
     exported = parse_command(run.export_command(tmp_path))
     assert exported["study"] == searched["study"] == tmp_path / "study"
 

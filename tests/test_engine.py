@@ -190,7 +190,7 @@ def test_a_plan_of_another_model_is_refused_before_training(result, tmp_path, da
         ({"budget": "5 apples"}, BudgetError, "unknown unit"),
         ({"space": "loraa"}, SpaceError, "lora"),
         ({"strategy": "randm"}, ConfigError, "did you mean 'random'"),
-        ({"strategy_options": {"x": 1}}, ConfigError, "has no options"),
+        ({"strategy": "random", "strategy_options": {"x": 1}}, ConfigError, "has no options"),
         ({"trials": 0}, ConfigError, "trials"),
     ],
 )
@@ -419,7 +419,8 @@ def test_plans_that_are_evaluated_together_make_the_study_of_plans_that_are_eval
 ):
     from peftscout import engine
 
-    options = {"budget": "5%", **QUICK, "trials": 6, "training": {"precision": "fp32"}, "final": {"seeds": 0}}
+    options = {"budget": "5%", **QUICK, "strategy": "random", "trials": 6, "final": {"seeds": 0}}
+    options |= {"training": {"precision": "fp32"}}
     sizes = []
 
     def counting(evaluator, requests, **kwargs):

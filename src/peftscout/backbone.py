@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
@@ -17,6 +18,7 @@ from peftscout.architecture import ModelMap
 from peftscout.errors import ArchitectureError
 from peftscout.reference import BaseReference
 from peftscout.tasks import Task
+from peftscout.tuner.building import single_output_bias
 
 AUTO_CLASSES: Mapping[str, str] = {
     "classification": "AutoModelForSequenceClassification",
@@ -89,6 +91,9 @@ def load_backbone(
 ) -> Backbone:
     """Load model and tokenizer for ``task``; the fresh head is initialised by ``seed``; everything is frozen.
 
+    The output of a regression starts at the mean of the training targets. From 0 the first steps of a short training
+    do little else than learn that constant, with every module.
+
     ``roles`` helps where the structure is not recognised, see `ModelMap.from_model`.
 
     Raises:
@@ -116,7 +121,19 @@ def load_backbone(
     model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
     if task.kind in CAUSAL_KINDS:
         _require_causal(name, model)
-    return Backbone(model, tokenizer, ModelMap.from_model(model, roles), reference, _positions(config, tokenizer))
+    model_map = ModelMap.from_model(model, roles)
+    if task.kind == "regression":
+        _start_at(float(task.train.references.mean(dtype=np.float64)), model, model_map.head)
+    return Backbone(model, tokenizer, model_map, reference, _positions(config, tokenizer))
+
+
+def _start_at(value: float, model: Any, head: tuple[str, ...]) -> None:
+    """Set the bias of the one output; heads without one (decoders') stay as they are."""
+    for name in head:
+        for module in model.get_submodule(name).modules():
+            if (bias := single_output_bias(module)) is not None:
+                with torch.no_grad():
+                    bias.fill_(value)
 
 
 def _require_decoder(name: str, task: Task, config: Any) -> None:

@@ -136,15 +136,26 @@ def _initialise_heads(model: PreTrainedModel, config: PeftscoutConfig, adapter_n
 
 
 def _initialise(model: PreTrainedModel, head: nn.Module, seed: int, name: str) -> None:
-    """Initialise ``head`` by the rule of ``model``, on the CPU so that the device does not matter."""
+    """Initialise ``head`` by the rule of ``model``, on the CPU so that the device does not matter.
+
+    Only the bias of a single output keeps its value: there a regression starts, see `load_backbone`.
+    """
     fresh = copy.deepcopy(head).cpu()
-    with torch.random.fork_rng(devices=[]):
+    kept = [(bias, bias.detach().clone()) for m in fresh.modules() if (bias := single_output_bias(m)) is not None]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(generator_for(seed, name, "head").initial_seed())
         for module in fresh.modules():
             for parameter in module.parameters(recurse=False):
                 vars(parameter).pop("_is_hf_initialized", None)  # transformers' mark on what was loaded
             model._init_weights(module)
+        for bias, value in kept:
+            bias.copy_(value)
     head.load_state_dict(fresh.state_dict())
+
+
+def single_output_bias(module: nn.Module) -> nn.Parameter | None:
+    """Return the bias of a linear layer of one output; ``None`` where ``module`` is another one, or has no bias."""
+    return module.bias if isinstance(module, nn.Linear) and module.out_features == 1 else None
 
 
 def wrappers(model: nn.Module) -> Iterator[tuple[str, PeftscoutLayer]]:
