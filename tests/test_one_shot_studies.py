@@ -135,14 +135,33 @@ def test_a_space_with_switches_is_refused_before_any_training(models, data, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m"), ("scout", "all")])
+@pytest.mark.parametrize("name", ["bert", "t5", "llama"])
+def test_a_search_without_a_strategy_scouts_and_then_refines(models, data, tmp_path, name):
+    settings = {**QUICK, "trials": 7, "strategy_options": {"scout": {"steps": 6, "checks": 3}}}
+    result = peftscout.search(models(name), data, budget="5%", study=tmp_path / "s", **settings)
+    assert result.summary["strategy"] == "auto"
+    assert result.trials["state"].eq("done").all()
+    labels = [t["label"] for t in result.summary["trials"] if t["stage"] == "search"]
+    assert labels[0].startswith("uniform LoRA")
+    assert all(label.startswith(("scout", "uniform")) for label in labels[1:4])
+    assert [label.startswith("autopeft") for label in labels[4:]] == [True] * 3
+    assert 0 < result.summary["spent"]["supernet"]["steps"] <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "space"), [("bipeft", "bipeft-s1"), ("s3delta", "s3delta-m"), ("scout", "all"), ("auto", "all")]
+)
 def test_killed_at_any_moment_a_search_ends_with_the_same_state_and_trials(models, data, tmp_path, strategy, space):
     options = {"keep_every": 2, "steps": 20}
     if strategy == "bipeft":
         options |= {"threshold": 0.1, "warmup": 0.1}
+    if strategy == "auto":
+        options = {"scout": options | {"checks": 2}}
+    trials = "6" if strategy == "auto" else "3"
     arguments = [
         sys.executable, "-m", "peftscout", "search", str(models("bert")), "--budget", "5%", "--data", str(data),
-        "--strategy", strategy, "--space", space, "--trials", "3", "--steps", "4", "--final-seeds", "0",
+        "--strategy", strategy, "--space", space, "--trials", trials, "--steps", "4", "--final-seeds", "0",
         "--set", f"strategy_options={json.dumps(options)}", "--set", "training.threads=1",
     ]  # fmt: skip
 
