@@ -16,6 +16,7 @@ from peftscout.ledger import Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget
 from peftscout.report.replay import Prediction, predictions, problem_of, refinement
+from peftscout.report.scout_section import module_values, ranking_table, scout_section
 from peftscout.report.strategy_data import (
     NAMES_SHOWN,
     bipeft_sizes,
@@ -50,6 +51,25 @@ S3DELTA = [
         "probabilities": {"layers.0.attention.q:lora": [p], "layers.1.ffn:serial": [0.1, 0.2]},
     }
     for i, p in ((10, 0.4), (20, 0.9))
+]  # fmt: skip
+
+SCOUT = [
+    {"iteration": 5, "slack": 8, "left": 2, "dropped": []},
+    {
+        "iteration": 9,
+        "values": [
+            {"name": "layers.0.attention.q:lora", "places": [["layers.0.attention.q", "lora"]], "sizes": [1, 4],
+             "values": [1.0, 3.0]},
+            {"name": "ffn", "places": [["layers.0.ffn", "serial"], ["layers.1.ffn", "serial"]], "sizes": [8],
+             "values": [1.0]},
+            {"name": "end", "places": [["final_norm", "norm"]], "sizes": [1], "values": [-2.0]},
+        ],
+        "ranking": [
+            {"label": "scout", "cost": 700, "value": 4.0, "held_out_loss": 0.5, "plan": {}},
+            {"label": "scout, diverged", "cost": 300, "value": 4.0, "held_out_loss": None, "plan": {}},
+            {"label": "uniform LoRA in the space", "cost": 800, "value": 2.0, "held_out_loss": 0.4, "plan": {}},
+        ],
+    },
 ]  # fmt: skip
 
 
@@ -90,12 +110,41 @@ def test_an_event_log_is_read_as_far_as_it_can_be(tmp_path):
     assert final_gates(BIPEFT) is None
 
 
-@pytest.mark.parametrize(("strategy", "events"), [("bipeft", BIPEFT), ("s3delta", S3DELTA)])
+def test_scouts_values_are_shares_by_layer_and_place():
+    values = module_values(SCOUT)
+    assert values is not None
+    assert (values.rows, values.columns) == (("end", "0", "1"), ("attention.q lora", "final_norm norm", "ffn serial"))
+    assert values.shares == ((None, 0.0, None), (0.75, None, 0.125), (None, None, 0.125))
+    assert [row[0] for row in values.table.rows] == ["layers.0.attention.q:lora", "ffn", "end"]
+    assert values.table.rows[0][1:] == (75.0, "1: 1, 4: 3")
+
+
+def test_scouts_ranking_begins_with_the_lowest_loss_and_ends_with_what_diverged():
+    ranking = ranking_table(SCOUT)
+    assert ranking is not None
+    assert [row[0] for row in ranking.rows] == ["uniform LoRA in the space", "scout", "scout, diverged"]
+
+
+def test_a_search_that_was_stopped_before_its_ranking_has_nothing_to_tell():
+    assert module_values(SCOUT[:1]) is None
+    assert ranking_table([]) is None
+    assert scout_section(SCOUT[:1], "What scout found") is None
+
+
+def test_the_strongest_place_is_said_in_words():
+    section = scout_section(SCOUT, "What scout found")
+    assert section is not None
+    assert section.drawings[0].words == "Most is worth attention.q lora in layer 0: 75 % of the worth of all modules."
+
+
+@pytest.mark.parametrize(
+    ("strategy", "events"), [("bipeft", BIPEFT), ("s3delta", S3DELTA), ("scout", SCOUT), ("auto", SCOUT)]
+)
 def test_a_search_on_a_supernet_has_a_section_with_a_figure_and_tables(tmp_path, strategy, events):
     made = summary(strategy=strategy)
     section = strategy_section(with_events(tmp_path / "s", events, made), View(made))
     assert section is not None
-    assert "800" in section.drawings[0].words
+    assert ("800" in section.drawings[0].words) is (strategy in ("bipeft", "s3delta"))
     assert section.tables[0][1].rows
 
 

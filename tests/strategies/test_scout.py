@@ -14,6 +14,7 @@ from fake_sites import fake_sites
 from peftscout.errors import ConfigError, SpaceError
 from peftscout.gates import Modules
 from peftscout.plan import Budget, Plan
+from peftscout.report.scout_section import module_values, ranking_table
 from peftscout.space import Choice, Space, load_space
 from peftscout.strategies import make_strategy
 from peftscout.strategies.one_shot import run
@@ -357,3 +358,13 @@ def test_impossible_options_are_refused_by_name(wrong: dict) -> None:
 def test_the_whole_budget_is_always_a_rung_and_rungs_fall() -> None:
     assert ScoutOptions(ladder=[0.25, 0.5]).ladder == (1.0, 0.5, 0.25)
     assert ScoutOptions(ladder=()).ladder == (1.0,)
+
+
+def test_what_it_logs_at_the_end_is_what_the_report_reads():
+    search, toy = searched(ScoutOptions(), budget=500)
+    values = module_values(toy.events)
+    assert values is not None
+    assert sum(share or 0.0 for row in values.shares for share in row) == pytest.approx(1.0)
+    best = max(range(len(search.modules)), key=lambda m: search.values()[m].max())
+    assert values.table.rows[0][0] == search.modules[best].name
+    assert len(ranking_table(toy.events).rows) == len(search.candidates())

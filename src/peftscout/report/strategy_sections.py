@@ -12,6 +12,7 @@ from peftscout.ledger import Record
 from peftscout.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, Drawing, drawing, label, style
 from peftscout.report.figures import below, canvas
 from peftscout.report.replay import Prediction, predictions, problem_of, refinement
+from peftscout.report.scout_section import scout_section
 from peftscout.report.section import Section
 from peftscout.report.strategy_data import (
     Distributions,
@@ -45,6 +46,10 @@ def strategy_section(folder: Path, view: View) -> Section | None:
                 return _bipeft(folder)
             case "s3delta":
                 return _s3delta(folder)
+            case "scout":
+                return scout_section(read_events(folder), "What scout found")
+            case "auto":
+                return scout_section(read_events(folder), "What scout found, before AutoPEFT went on")
             case "design-spaces" | "autopeft":
                 return _replayed(folder, view, strategy)
             case _:

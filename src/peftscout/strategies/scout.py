@@ -207,7 +207,18 @@ class ScoutSearch:
         plan = self.modules.plan(candidate.levels)
         self.losses.append(one_shot.held_out_loss(Gates.of_plan(plan, self.modules), self.o.ranking_rows))
         if len(self.losses) == len(self.candidates()):
-            one_shot.log({"iteration": self.iteration + 1, "ranking": self._told()})
+            one_shot.log({"iteration": self.iteration + 1, "values": self._values_told(), "ranking": self._told()})
+
+    def _values_told(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": module.name,
+                "places": [[choice.site, choice.op] for choice in module.choices],
+                "sizes": list(module.sizes),
+                "values": values[: len(module.sizes)],
+            }
+            for module, values in zip(self.modules, self.values().tolist(), strict=True)
+        ]
 
     def _told(self) -> list[dict[str, Any]]:
         values = self.values()
