@@ -1,0 +1,32 @@
+"""Links that are right in the repository stay right in the site, which has no folders above `docs/`.
+
+CONTRIBUTING.md and CHANGELOG.md become pages. Scripts of `examples/` that a page links to go along as files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+EXAMPLES = "examples"
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Add what lies outside of `docs/` and is linked to."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for script in sorted((ROOT / EXAMPLES).glob("*.py")):
+        files.append(File.generated(config, f"{EXAMPLES}/{script.name}", abs_src_path=str(script)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Point links at where these files are in the site."""
+    for source, page in PAGES.items():
+        markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({page}", markdown)
+    return markdown.replace(f"](../{EXAMPLES}/", f"]({EXAMPLES}/").replace("](docs/", "](")
