@@ -1,6 +1,6 @@
 """Links that are right in the repository stay right in the site, which has no folders above `docs/`.
 
-CONTRIBUTING.md and CHANGELOG.md become pages. Scripts of `examples/` that a page links to go along as files.
+README.md, CONTRIBUTING.md and CHANGELOG.md become pages. Scripts of `examples/` that a page links to go along as files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 EXAMPLES = "examples"
 
 
