@@ -21,9 +21,22 @@ import yaml
 
 import peftscout
 from documented_commands import WrongCommandError, parse_command
-from documents import CONSOLE, ROOT, Block, anchors, blocks, commands, indented_code, inline_code, links, misuse
-from documents import targets, unfinished
+from documents import (
+    CONSOLE,
+    ROOT,
+    Block,
+    anchors,
+    blocks,
+    commands,
+    indented_code,
+    inline_code,
+    links,
+    misuse,
+    targets,
+    unfinished,
+)
 from peftscout.config import StudyConfig, override
+from peftscout.demo import build_task
 from peftscout.space import load_space
 from peftscout.strategies.design_spaces import parse_design_space
 from tiny_task import save_tiny_model, save_tiny_writer, write_task, write_texts
@@ -33,9 +46,7 @@ DOCUMENTS = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 BLOCKS = [(page, block) for page, text in DOCUMENTS.items() for block in blocks(text)]
-COMMANDS = [
-    (page, words) for page, block in BLOCKS if block.language in CONSOLE for words in commands(block)
-]
+COMMANDS = [(page, words) for page, block in BLOCKS if block.language in CONSOLE for words in commands(block)]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 QUICKSTART = "docs/quickstart.md"
 OTHERS = {"source", "cd", "git", "export", "tensorboard", "optuna-dashboard", "pre-commit", "pytest"}
@@ -85,7 +96,9 @@ RUNS = {page: [b for p, b in BLOCKS if p == page and b.language == "python" and 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page, found in RUNS.items() if found and page not in ("README.md", QUICKSTART)])
+@pytest.mark.parametrize(
+    "page", [page for page, found in RUNS.items() if found and page not in ("README.md", QUICKSTART)]
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, reader: Path) -> None:
     names: dict[str, Any] = {"__name__": Path(page).stem}
     for found in [b for p, b in BLOCKS if p == page and b.no_run is None]:
@@ -96,14 +109,29 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, reader: Path) -
             run(page, found, names)
 
 
+DEMO_ROWS = {"train_rows": 600, "validation_rows": 200}
+
+
+@pytest.fixture(scope="session")
+def demo_task(tmp_path_factory) -> Path:
+    """The demo's task, which takes seconds to build, in the size that the documents ask for."""
+    return build_task(tmp_path_factory.mktemp("task"), **DEMO_ROWS)
+
+
 @pytest.fixture
-def demo(tmp_path, monkeypatch) -> Path:
+def demo(tmp_path, monkeypatch, demo_task) -> Path:
     """A folder to be in, where the demo's model is a small one of the same make, so that minutes become seconds.
 
     It is wide enough for the budgets that are written for the real one, which `test_demo` runs.
     """
+
+    def build(folder: str, **rows: int) -> Path:
+        assert rows == DEMO_ROWS
+        return Path(shutil.copytree(demo_task, folder))
+
     model = save_tiny_model(tmp_path / "small", hidden_size=128, intermediate_size=512)
     monkeypatch.setattr("peftscout.demo.model_path", lambda: model)
+    monkeypatch.setattr("peftscout.demo.build_task", build)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     return tmp_path / "empty"

