@@ -185,13 +185,14 @@ def open_study(folder: str | Path) -> Result:
 
 
 def study_status(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per evaluation of a running or finished study."""
+    """Return one row per evaluation of a running or finished study; one that nobody works on is ``interrupted``."""
+    open_state = "running" if phase_of(folder) == "running" else "interrupted"
     return [
         {
             "number": r.number,
             "stage": r.stage,
             "label": r.request.label,
-            "state": "running" if r.outcome is None else str(r.outcome.state),
+            "state": open_state if r.outcome is None else str(r.outcome.state),
             "cost": None if r.outcome is None else r.outcome.cost,
             "score": None if r.outcome is None else r.outcome.score,
             "seconds": None if r.outcome is None else r.outcome.seconds,
