@@ -349,12 +349,12 @@ def test_one_row_is_tested_until_every_kind_of_module_was_in_the_last_block_when
 
     monkeypatch.setattr(shortcuts, "find_one_row", find)
     evaluator = make()
-    q, down, v = (f"layers.1.{place}" for place in ("attention.q", "ffn.down", "attention.v"))
+    q, down, norm = (f"layers.1.{place}" for place in ("attention.q", "ffn.down", "ffn_norm"))
     plans = [
         {(q, "lora"): 1},
         {(down, "bias"): 1},
         {(q, "lora"): 2, (down, "bias"): 1},
-        {(v, "lora"): 1, (q, "lora"): 1},
+        {(q, "lora"): 1, (norm, "norm"): 1},
     ]
     counts = []
     for plan in plans:
