@@ -1,6 +1,6 @@
 """Links that are right in the repository stay right in the site, which has no folders above `docs/`.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md become pages. Scripts of `examples/` that a page links to go along as files.
+README.md, CONTRIBUTING.md and CHANGELOG.md become pages. Scripts go along as files, so that links to them hold.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-EXAMPLES = "examples"
+SCRIPTS = ("examples", "notebooks")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add what lies outside of `docs/` and is linked to."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
-    for script in sorted((ROOT / EXAMPLES).glob("*.py")):
-        files.append(File.generated(config, f"{EXAMPLES}/{script.name}", abs_src_path=str(script)))
+    for script in [found for folder in SCRIPTS for found in sorted((ROOT / folder).glob("*.py"))]:
+        files.append(File.generated(config, f"{script.parent.name}/{script.name}", abs_src_path=str(script)))
     return files
 
 
@@ -29,4 +29,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Point links at where these files are in the site."""
     for source, page in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({page}", markdown)
-    return markdown.replace(f"](../{EXAMPLES}/", f"]({EXAMPLES}/").replace("](docs/", "](")
+    for folder in SCRIPTS:
+        markdown = markdown.replace(f"](../{folder}/", f"]({folder}/")
+    return markdown.replace("](docs/", "](")

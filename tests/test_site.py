@@ -91,8 +91,9 @@ def test_what_a_page_loads_is_found() -> None:
 def test_every_document_is_a_page_and_examples_go_along(site: Path) -> None:
     names = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "contributing", "changelog"}
     assert {page.stem for page in site.glob("*.html")} - {"404"} == names
-    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert {path.name for path in (site / "examples").iterdir()} >= scripts
+    for folder in ("examples", "notebooks"):
+        scripts = {path.name for path in (ROOT / folder).glob("*.py")}
+        assert {path.name for path in (site / folder).iterdir()} >= scripts
     assert not list(site.rglob("site_hooks.py"))
 
 
