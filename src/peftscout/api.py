@@ -26,6 +26,7 @@ from peftscout.report.standing import Standing, phase_of, standing
 from peftscout.retrain import apply_plan
 from peftscout.strategies.design_spaces import preset_plan
 from peftscout.study import read_config, read_header, read_json, read_records, read_summary
+from peftscout.tracking import Tracked, check_trackers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +109,7 @@ def search(
     study: str | Path | None = None,
     progress: bool = True,
     evaluate: OwnTraining | None = None,
+    report_to: str | Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Find, within ``budget`` trainable parameters, the PEFT configuration that serves ``model`` on ``data`` best.
@@ -123,6 +125,8 @@ def search(
         progress: show progress on the terminal (standard error).
         evaluate: trains a plan your way and returns its score, see `peftscout.training.own_training.Candidate` and
             ``examples/own_training.py``. The final comparison is by the metric of the task, on models that it trained.
+        report_to: trackers that are told of every evaluation: ``"tensorboard"``, ``"trackio"``, ``"wandb"`` or another
+            of accelerate's; one, or several. See `peftscout.tracking.Tracked`.
         **options: any other field of `peftscout.config.StudyConfig`, such as ``trials=20`` or ``training={...}``.
 
     Returns:
@@ -139,7 +143,8 @@ def search(
     else:
         fields = {"source": str(data)}
     config = StudyConfig.from_mapping({"model": str(model), "budget": budget, "data": fields, **options})
-    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory, evaluate)
+    trackers = [report_to] if isinstance(report_to, str) else report_to
+    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory, evaluate, trackers)
 
 
 def search_config(
@@ -148,9 +153,12 @@ def search_config(
     reporter: Reporter,
     in_memory: Any = None,
     own_training: OwnTraining | None = None,
+    report_to: Sequence[str] = (),
 ) -> Result:
     """Run or continue the study of ``config``; what `search` and the command line share."""
     folder = Path(study) if study is not None else default_folder(config)
+    if trackers := check_trackers(report_to):
+        reporter = Tracked(reporter, trackers, folder, config.to_mapping())
     return Result(folder, run_study(prepare(config, in_memory, own_training), folder, reporter))
 
 
@@ -177,13 +185,14 @@ def open_study(folder: str | Path) -> Result:
 
 
 def study_status(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per evaluation of a running or finished study."""
+    """Return one row per evaluation of a running or finished study; one that nobody works on is ``interrupted``."""
+    open_state = "running" if phase_of(folder) == "running" else "interrupted"
     return [
         {
             "number": r.number,
             "stage": r.stage,
             "label": r.request.label,
-            "state": "running" if r.outcome is None else str(r.outcome.state),
+            "state": open_state if r.outcome is None else str(r.outcome.state),
             "cost": None if r.outcome is None else r.outcome.cost,
             "score": None if r.outcome is None else r.outcome.score,
             "seconds": None if r.outcome is None else r.outcome.seconds,

@@ -102,6 +102,9 @@ def search(
     config: Config = None,
     set_: SetOption = None,
     export: Annotated[str | None, typer.Option(help="any, or lora: only what a stock LoRA adapter can hold.")] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Tracker that is told of every evaluation: tensorboard, trackio, wandb.")
+    ] = None,
     trust_remote_code: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and how long it takes.")] = False,
 ) -> None:
@@ -132,7 +135,7 @@ def search(
     if dry_run:
         _console().print(tables.dry_run(api.dry_run_config(parsed)))
         return
-    result = api.search_config(parsed, study, api.terminal_reporter())
+    result = api.search_config(parsed, study, api.terminal_reporter(), report_to=report_to or ())
     _console().print(tables.result(result.summary, result.folder))
 
 

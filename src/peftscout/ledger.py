@@ -2,6 +2,9 @@
 
 A record is written before its evaluation starts and completed after it ended, so that a killed study knows what
 finished (never run again) and what was running (run again under the same number with the same request).
+
+For whoever opens it with Optuna alone: a trial's value is its score, and the user attributes ``plan``, ``label``,
+``stage`` and ``cost`` are words and numbers. What is read back are ``request`` and ``outcome``.
 """
 
 from __future__ import annotations
@@ -98,6 +101,7 @@ class Ledger:
                 return record.number
         trial = self._unused() or self._study.ask()
         trial.set_user_attr("plan", str(request.plan))
+        trial.set_user_attr("label", request.label)
         trial.set_user_attr("stage", stage)
         trial.set_user_attr("request", request.to_json())
         self._records[trial.number] = Record(trial.number, stage, request, None)

@@ -4,7 +4,7 @@
 STUDY/
   study.json        what decides the study: config, data manifest, model fingerprint, versions (written once)
   ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
-  trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.npz for the final comparison
+  trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.safetensors for the final comparison
   cache/            token ids
   summary.json      written at the end
   lock              held while a process works in the folder

@@ -9,29 +9,18 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from study_data import HOSTILE, LORA, MIXED, SMALL, study, summary, trial
 
+from browser import BROWSER, WATCH, dump
 from peftscout.report.page import write_report
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium"),
 ]
-
-WATCH = """<script>
-window.seen = [];
-addEventListener("error", (e) => seen.push("error: " + e.message), true);
-addEventListener("unhandledrejection", (e) => seen.push("rejection: " + e.reason));
-addEventListener("securitypolicyviolation", (e) => seen.push("policy: " + e.violatedDirective + " " + e.blockedURI));
-</script>"""
 
 DRIVE = """<script>
 addEventListener("load", () => {
@@ -91,24 +80,9 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         f"<body>{frame}<script>onload = () => document.body.append("
         "frames[0].document.getElementById('result'))</script></body>"
     )
-    shown = dump(folder / "frame.html")
+    shown = dump((folder / "frame.html").as_uri(), folder / "profile")
     (result,) = re.findall(r'<pre id="result">([^<]*)</pre>', shown)
     return json.loads(base64.b64decode(result).decode())
-
-
-def dump(page: Path) -> str:
-    """The document after it has loaded and its scripts have run."""
-    profile = page.parent / "profile"
-    assert BROWSER is not None
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--disable-background-networking", "--allow-file-access-from-files", f"--user-data-dir={profile}",
-            "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
 
 
 def test_it_loads_without_errors_and_asks_for_nothing(seen):
@@ -145,4 +119,4 @@ def test_the_table_filters_by_words_and_by_state(seen):
 
 def test_the_policy_of_the_page_lets_its_own_script_run(tmp_path):
     page = write_report(study(tmp_path / "s", summary(ROWS))).html
-    assert dump(page).count('<button type="button">') == 13
+    assert dump(page.as_uri(), tmp_path / "profile").count('<button type="button">') == 13

@@ -46,6 +46,14 @@ def test_a_gain_is_told_with_its_numbers():
     assert "No significant gain" not in text
 
 
+def test_a_loss_of_language_models_is_no_share_so_its_differences_are_not_told_in_points(monkeypatch):
+    monkeypatch.setattr(TASK, "metrics", ("neg_loss",))
+    text = say(comparison([-1.0, -1.1], [-1.8, -1.7], (0.069, 1.452)))
+    assert "neg_loss -1.0500 +- 0.0707, 0.7000 above uniform LoRA at the same budget (-1.7500 +- 0.0707;" in text
+    assert "95% interval 0.0690 to 1.4520)" in text
+    assert "points" not in text
+
+
 def test_an_interval_that_holds_zero_is_no_gain():
     assert say(comparison([0.85, 0.83], [0.80, 0.82], (-0.01, 0.07))).startswith(
         "No significant gain over uniform LoRA"

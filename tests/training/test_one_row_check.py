@@ -103,8 +103,8 @@ def second(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     ("pool", "reason"),
     [
         (mean, "the head reads 4 to 9 positions"),
-        (first_and_second, "the head reads 2 to 2 positions"),
-        (nothing, "the head reads 0 to 0 positions"),
+        (first_and_second, "the head reads 2 positions"),
+        (nothing, "the head reads 0 positions"),
         (end_of_text, "not always the first or the last"),
         (second, "not always the first or the last"),
     ],

@@ -34,7 +34,8 @@ def _cost(spent: Mapping[str, Any]) -> str:
     passes = f"{spent['forward_backward_passes']:,.0f} forward-backward passes"
     text = f"{timedelta(seconds=round(spent['seconds']))} h, {passes}"
     if supernet := spent.get("supernet"):
-        text += f", of them the supernet's {timedelta(seconds=round(supernet['seconds']))} h and {supernet['passes']:,}"
+        own = timedelta(seconds=round(supernet["seconds"]))
+        text += f", of them the supernet's {own} h and {supernet['passes']:,.0f} passes"
     return text
 
 

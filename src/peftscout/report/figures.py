@@ -126,7 +126,8 @@ def draw_courses(courses: Courses, metric: str) -> Drawing | None:
         upper.set_title(f"best {label(metric)} so far")
         lower.set_title("hypervolume of the front")
         lower.set_xlabel("seconds of search")
-        lower.set_ylim(bottom=0)
+        highest = max((value for c in shown for value in c.hypervolume if value == value), default=0.0)
+        lower.set_ylim(0, 1.08 * highest or 1.0)
         if len(shown) > 1:
             below(upper)
         end = shown[0]

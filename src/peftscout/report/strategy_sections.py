@@ -115,7 +115,7 @@ def _draw_sizes(sizes: Sizes) -> Drawing:
         )
         axes.axhline(sizes.budget, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="budget")
         axes.set(xlabel="step of the search", ylabel="parameters")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(sizes.budget, *sizes.expected))
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
         below(axes)
         words = (
@@ -134,7 +134,8 @@ def _draw_distributions(found: Distributions, number: int, metric: str) -> Drawi
         axes.set(xlabel=label(metric), ylabel="share of models", ylim=(0, 1.02))
         axes.set_title(label(found.name, 50))
         below(axes)
-        words = f"{found.name}: shares of models with at most a score, for {len(found.curves)} options."
+        options = f"{len(found.curves)} option{'s' * (len(found.curves) != 1)}"
+        words = f"{found.name}: shares of models with at most a score, for {options}."
         return drawing(figure, f"edf-{number}", words)
 
 

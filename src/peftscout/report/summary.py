@@ -178,20 +178,37 @@ def verdict(
     ours, theirs = _mean_and_spread(c.best), _mean_and_spread(c.baseline)
     if plan == baseline.request.plan:
         return f"No plan was better than uniform LoRA in this search. {what}: {metric} {ours} on the report split."
-    points = f"{abs(c.difference) * 100:.1f} points {'above' if c.difference >= 0 else 'below'}"
+    in_words, in_short = (_plain, _plain) if metric.startswith(_WITHOUT_BOUNDS) else (_points, _percent)
+    points = f"{in_words(abs(c.difference))} {'above' if c.difference >= 0 else 'below'}"
     if c.interval is None:
         return (
             f"{what}: {metric} {ours}, {points} uniform LoRA at the same budget ({theirs}); "
             "with a single seed nobody knows the spread, so nothing is proven."
         )
-    low, high = (bound * 100 for bound in c.interval)
-    between = f"{LEVEL:.0%} interval {low:.1f} to {high:.1f}"
+    low, high = map(in_short, c.interval)
+    between = f"{LEVEL:.0%} interval {low} to {high}"
     numbers = f"{metric} {ours}, {points} uniform LoRA at the same budget ({theirs}; {between})"
     if c.gain:
         return f"{what}: {numbers}."
     if c.loss:
         return f"Uniform LoRA is better: {what} reached {numbers}. Use uniform LoRA."
     return f"No significant gain over uniform LoRA at the same budget. {what}: {numbers}."
+
+
+_WITHOUT_BOUNDS = "neg_"
+"""How the metrics begin that are no shares of anything, so that a hundredth of one is no point."""
+
+
+def _points(difference: float) -> str:
+    return f"{difference * 100:.1f} points"
+
+
+def _percent(difference: float) -> str:
+    return f"{difference * 100:.1f}"
+
+
+def _plain(difference: float) -> str:
+    return f"{difference:.4f}"
 
 
 def share(cost: int, total: int) -> str:

@@ -142,7 +142,9 @@ def _positions_read(model: Any, block: str, batch: Batch) -> Tensor | str:
     read = (gradient != 0).any(-1)
     counts = read.sum(-1)
     if not bool((counts == 1).all()):
-        return f"the head reads {int(counts.min())} to {int(counts.max())} positions of a text after the last block"
+        least, most = int(counts.min()), int(counts.max())
+        found = f"{most}" if least == most else f"{least} to {most}"
+        return f"the head reads {found} positions of a text after the last block"
     return read.int().argmax(-1)
 
 
