@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.stock import StockForm
 from peftscout.strict_yaml import read_strictly
 from peftscout.tasks.recipes import Kind
 
@@ -169,7 +170,8 @@ class StudyConfig(_Section):
         time: seconds after which no new evaluation is started.
         seed: of the search; the final seeds follow from it.
         lr_scales: learning-rate factors that the search may draw from (the nuisance axis).
-        export: ``lora`` restricts the space so that the result is a stock LoRA adapter.
+        export: ``lora``, ``ln_tuning`` or ``ia3`` restricts the space, and what may be chosen at the end, to what a
+            stock adapter of peft of that type can hold.
         storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
@@ -193,7 +195,7 @@ class StudyConfig(_Section):
     time: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
     seed: int = Field(default=0, ge=0)
     lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
-    export: Literal["any", "lora"] = "any"
+    export: Annotated[Literal["any", StockForm], BeforeValidator(with_underscores)] = "any"
     storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,13 +13,11 @@ from torch import Tensor
 from peftscout.architecture import ModelMap
 from peftscout.backbone import load_model, quiet_loading
 from peftscout.errors import StudyError
-from peftscout.export import ExportReport, export_adapter
+from peftscout.export import ExportReport, Format, export_adapter
 from peftscout.plan import Plan
 from peftscout.reference import BaseReference
 from peftscout.report.model_card import study_card
 from peftscout.study import read_config, read_header, read_summary, trial_folder
-
-Format = Literal["auto", "lora", "composite", "merged"]
 
 PROBE_ROWS, PROBE_LENGTH = 3, 12
 """Size of the made-up batch on which an export must give the same outputs."""

@@ -16,8 +16,9 @@ from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
 from peftscout.errors import ConfigError
 from peftscout.outcome import Fidelity
-from peftscout.plan import Budget
+from peftscout.plan import Budget, Plan
 from peftscout.space import Space, load_space
+from peftscout.stock import holds_plan
 from peftscout.strategies import FidelityOptions, check_fidelity, check_learns_from_others, check_strategy
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
@@ -63,6 +64,11 @@ class Prepared:
             observed=() if self.earlier is None else self.earlier.observed,
             related=() if self.earlier is None else self.earlier.related,
         )
+
+    def may_be_chosen(self, plan: Plan) -> bool:
+        """Whether ``plan`` can be exported in the form that was asked for: the baseline, LoRA, sometimes cannot."""
+        form = self.config.export
+        return form == "any" or holds_plan(form, plan, self.backbone.model_map.sites)
 
     def header(self) -> Header:
         """What decides the study, for ``study.json``."""
@@ -139,8 +145,8 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
     element = next(backbone.model.parameters()).element_size()
     budget = Budget.parse(config.budget, model_map.total, element)
     space = load_space(config.space, model_map.sites)
-    if config.export == "lora":
-        space = space.for_export_lora()
+    if config.export != "any":
+        space = space.for_stock(config.export)
     baseline = lora_on_query_value(model_map.sites, budget)
     rows = max(1, round(config.data_fraction * len(task.train)))
     fidelity = Fidelity(_steps(config, rows), config.data_fraction)

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peftscout.errors import StudyError
-from peftscout.export import refuse_existing
-from peftscout.handover import Format, export_trained
+from peftscout.export import Format, refuse_existing
+from peftscout.handover import export_trained
 from peftscout.outcome import Evaluate
 from peftscout.plan import Plan
 from peftscout.preparation import Prepared, encode_split, make_evaluator
