@@ -95,6 +95,7 @@ def load_backbone(
         ArchitectureError: when the model cannot be loaded, has no head for the task, or has no usable sites.
     """
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    _require_vocabulary(name, config)
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
@@ -117,6 +118,15 @@ def load_backbone(
     if task.kind in CAUSAL_KINDS:
         _require_causal(name, model)
     return Backbone(model, tokenizer, ModelMap.from_model(model, roles), reference, _positions(config, tokenizer))
+
+
+def _require_vocabulary(name: str, config: Any) -> None:
+    """Raise an ArchitectureError when the model does not read texts, which is what all tasks are made of."""
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise ArchitectureError(
+            f"model {name}: is a {config.model_type} and reads no texts (its config has no vocab_size), and tasks are "
+            "of texts; what peftscout inspect finds in it can be adapted with peftscout.tuner.build"
+        )
 
 
 def _require_decoder(name: str, task: Task, config: Any) -> None:
