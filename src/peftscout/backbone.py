@@ -45,6 +45,7 @@ class Backbone:
         model_map: sites and sizes.
         reference: name, class and arguments that load the same model elsewhere.
         max_length: most positions that the model takes.
+        place: where it has to stay, when it was loaded by a device map or quantised: where its inputs go.
     """
 
     model: Any
@@ -52,6 +53,32 @@ class Backbone:
     model_map: ModelMap
     reference: BaseReference
     max_length: int
+    place: torch.device | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a large model is loaded, in the words of ``from_pretrained`` of transformers.
+
+    Attributes:
+        dtype: of the frozen weights; ``None``: that of the checkpoint. What is trained is float32 in any case.
+        device_map: which modules go where, such as ``"auto"``; ``None``: all to one device.
+        quantization_config: of bitsandbytes or torchao, as plain data.
+    """
+
+    dtype: str | None = None
+    device_map: str | Mapping[str, str | int] | None = None
+    quantization_config: Mapping[str, Any] | None = None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What everybody else who loads the same base has to know, too; where it lies is no part of that."""
+        named = {"dtype": self.dtype, "quantization_config": self.quantization_config}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+AS_IT_IS = Loading()
+"""As the checkpoint has it, on one device."""
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -86,6 +113,7 @@ def load_backbone(
     roles: Mapping[str, str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    loading: Loading = AS_IT_IS,
 ) -> Backbone:
     """Load model and tokenizer for ``task``; the fresh head is initialised by ``seed``; everything is frozen.
 
@@ -97,6 +125,7 @@ def load_backbone(
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     _require_vocabulary(name, config)
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
+    arguments |= loading.kwargs
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
     elif task.kind == "token_classification":
@@ -114,10 +143,12 @@ def load_backbone(
         arguments["pad_token_id"] = tokenizer.pad_token_id
     reference = BaseReference(name, AUTO_CLASSES[task.kind], arguments)
     _require_decoder(name, task, config)
-    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code, device_map=loading.device_map)
     if task.kind in CAUSAL_KINDS:
         _require_causal(name, model)
-    return Backbone(model, tokenizer, ModelMap.from_model(model, roles), reference, _positions(config, tokenizer))
+    model_map, longest = ModelMap.from_model(model, roles), _positions(config, tokenizer)
+    stays = loading.device_map is not None or getattr(model, "is_quantized", False)
+    return Backbone(model, tokenizer, model_map, reference, longest, model.device if stays else None)
 
 
 def _require_vocabulary(name: str, config: Any) -> None:
@@ -154,21 +185,31 @@ def _require_causal(name: str, model: Any) -> None:
         )
 
 
-def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:
+def load_model(
+    reference: BaseReference,
+    *,
+    seed: int,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, str | int] | None = None,
+) -> Any:
     """Load the frozen model behind a reference; what its checkpoint lacks (the task head) is initialised by ``seed``.
 
     Weights are read from safetensors only: pickled checkpoints can run code.
 
     Raises:
-        ArchitectureError: when its weights cannot be loaded, or transformers has no such head for it.
+        ArchitectureError: when its weights cannot be loaded, or do not all fit where the device map puts them, or
+            transformers has no such head for it, or the library that it is quantised with is missing.
     """
     name, auto_class = reference.name_or_path, reference.auto_class
+    placed = {} if device_map is None else {"device_map": device_map}
     transformers.set_seed(seed)
     with quiet_loading():
         try:
             model = getattr(transformers, auto_class).from_pretrained(
-                name, **reference.kwargs, use_safetensors=True, trust_remote_code=trust_remote_code
+                name, **reference.kwargs, **placed, use_safetensors=True, trust_remote_code=trust_remote_code
             )
+        except ImportError as error:
+            raise ArchitectureError(f"model {name}: a library is missing: {error}") from None
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise ArchitectureError(f"model {name}: {error}") from None
@@ -177,6 +218,11 @@ def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool =
             ) from None
         except OSError as error:
             raise ArchitectureError(f"model {name}: its weights cannot be loaded: {error}") from None
+    if (offloaded := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
+        raise ArchitectureError(
+            f"model {name}: the device map leaves {offloaded} on disk, and backbones are kept in memory; "
+            "map it to a device, or load the model with dtype=bfloat16 or quantised"
+        )
     model.requires_grad_(False)
     return model
 

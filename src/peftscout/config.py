@@ -114,6 +114,8 @@ class TrainingConfig(_Section):
         precision: ``auto`` is what is faster on this machine (``docs/performance.md``); ``fp32`` is exact; ``bf16``.
         backbone_dropout: dropout of the frozen backbone in training: ``off``; only ``above`` the lowest tuned block; or
             on everywhere, as in each ``paper``.
+        gradient_checkpointing: whether blocks keep their inputs only and compute the rest again in the backward pass:
+            less memory, a third more time.
         shortcuts: whether what is known or never read is left out, where tests on the model show that it may be
             (``docs/performance.md``).
         cache_bytes: most bytes of stored activations in the study folder; 0 stores none.
@@ -129,6 +131,7 @@ class TrainingConfig(_Section):
     evaluations: int = Field(default=2, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     backbone_dropout: Literal["off", "above", "paper"] = "off"
+    gradient_checkpointing: bool = False
     shortcuts: bool = True
     cache_bytes: int = Field(default=4_000_000_000, ge=0)
     threads: int | None = Field(default=None, ge=1)
@@ -175,6 +178,11 @@ class StudyConfig(_Section):
         storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
+        dtype: of the frozen weights, as in ``from_pretrained``; ``None``: as in the checkpoint. Adapters and head are
+            float32 in any case.
+        device_map: as in ``from_pretrained``: ``auto``, a device, or a mapping of modules to devices.
+        quantization_config: as in ``from_pretrained``, as plain data: ``{load_in_4bit: true}`` (bitsandbytes), or with
+            ``quant_method: torchao``. The library has to be installed.
         roles: for models whose structure is not recognised: regex on a module's path -> its role (or ``skip``).
         revision: revision of a hub model.
         trust_remote_code: whether code that comes with the model may run.
@@ -199,6 +207,9 @@ class StudyConfig(_Section):
     storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()
+    dtype: Literal["float32", "bfloat16"] | None = None
+    device_map: str | dict[str, int | str] | None = None
+    quantization_config: dict[str, Any] | None = None
     roles: dict[str, str] = Field(default_factory=dict)
     revision: str | None = None
     trust_remote_code: bool = False

@@ -48,6 +48,7 @@ def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportRepo
         seed=config.seed,
         roles=config.roles,
         trust_remote_code=config.trust_remote_code,
+        device_map=config.device_map,
     )
 
 
@@ -62,9 +63,10 @@ def export_trained(
     seed: int,
     roles: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> ExportReport:
     """Load a trained adapter folder onto a fresh base and write it to ``out`` in the asked form, verified."""
-    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code, device_map=device_map)
     model_map = ModelMap.from_model(model, roles)
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from peftscout import tuner
-from peftscout.backbone import Backbone, load_backbone
+from peftscout.backbone import Backbone, Loading, load_backbone
 from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
 from peftscout.errors import ConfigError
@@ -25,6 +25,7 @@ from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, read_header, versions
 from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
+from peftscout.training.dropout import checkpoint
 from peftscout.training.evaluator import EncodedTask, Evaluator
 from peftscout.training.own_training import OwnTraining, name_of
 from peftscout.training.schedule import rates_at
@@ -140,10 +141,12 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         roles=config.roles,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        loading=Loading(config.dtype, config.device_map, config.quantization_config),
     )
+    if config.training.gradient_checkpointing:
+        checkpoint(backbone.model)
     model_map = backbone.model_map
-    element = next(backbone.model.parameters()).element_size()
-    budget = Budget.parse(config.budget, model_map.total, element)
+    budget = Budget.parse(config.budget, model_map.total)  # of float32, as adapters are on any base
     space = load_space(config.space, model_map.sites)
     if config.export != "any":
         space = space.for_stock(config.export)
@@ -153,7 +156,7 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
     if multi_fidelity is not None:
         epoch = math.ceil(rows / config.training.batch_size)
         fidelity = multi_fidelity.ladder(fidelity, epoch)
-    arithmetic = choose(config.training.precision, Accelerator().device)
+    arithmetic = choose(config.training.precision, backbone.place or Accelerator().device)
     return Prepared(
         config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic, own_training=own_training
     )

@@ -61,5 +61,6 @@ def apply_plan(prepared: Prepared, plan: Plan, out: Path, format: Format, report
             seed=config.seed,
             roles=config.roles,
             trust_remote_code=config.trust_remote_code,
+            device_map=config.device_map,
         )
     return {"cost": outcome.cost, "score": outcome.score, "metrics": dict(outcome.metrics), "report": report}
