@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from peftscout.architecture import ModelMap
-from peftscout.errors import ArchitectureError
+from peftscout.errors import ArchitectureError, nearest
 from peftscout.reference import BaseReference
 from peftscout.tasks import Task
 
@@ -30,6 +30,13 @@ AUTO_CLASSES: Mapping[str, str] = {
     "question_answering": "AutoModelForQuestionAnswering",
 }
 """Task kind -> the transformers class that loads a model with its head."""
+
+_SKIPPED_MODULES = {"bitsandbytes": "llm_int8_skip_modules", "torchao": "modules_to_not_convert"}
+"""Libraries that quantise while loading, and what they call the modules that they leave alone."""
+
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of bitsandbytes' Linear4bit: on some CPUs the first pass in evaluation mode repacks its weights, through
+which no gradient flows any more."""
 
 CAUSAL_KINDS = ("causal_lm", "choice_likelihood")
 """Kinds for decoders."""
@@ -126,6 +133,10 @@ def load_backbone(
     _require_vocabulary(name, config)
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     arguments |= loading.kwargs
+    if loading.quantization_config is not None:
+        arguments["quantization_config"] = sparing_heads(
+            loading.quantization_config, AUTO_CLASSES[task.kind], config, trust_remote_code=trust_remote_code
+        )
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
     elif task.kind == "token_classification":
@@ -149,6 +160,27 @@ def load_backbone(
     model_map, longest = ModelMap.from_model(model, roles), _positions(config, tokenizer)
     stays = loading.device_map is not None or getattr(model, "is_quantized", False)
     return Backbone(model, tokenizer, model_map, reference, longest, model.device if stays else None)
+
+
+def sparing_heads(
+    quantization_config: Mapping[str, Any], auto_class: str, config: Any, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return a quantisation that leaves the task head alone, which is trained; unless it names what to leave, itself.
+
+    Raises:
+        ArchitectureError: when it is of a library that is not supported.
+    """
+    asked = dict(quantization_config)
+    method = str(asked.get("quant_method", "bitsandbytes"))
+    if method not in _SKIPPED_MODULES:
+        raise ArchitectureError(
+            f"quantization_config: quant_method {method!r} is not supported{nearest(method, _SKIPPED_MODULES)}; "
+            f"there are {', '.join(_SKIPPED_MODULES)}"
+        )
+    with quiet_loading(), torch.device("meta"):
+        empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=trust_remote_code)
+    head = list(ModelMap.from_model(empty).head)
+    return {_SKIPPED_MODULES[method]: head, **asked} if head else asked
 
 
 def _require_vocabulary(name: str, config: Any) -> None:
@@ -223,6 +255,9 @@ def load_model(
             f"model {name}: the device map leaves {offloaded} on disk, and backbones are kept in memory; "
             "map it to a device, or load the model with dtype=bfloat16 or quantised"
         )
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
     model.requires_grad_(False)
     return model
 
