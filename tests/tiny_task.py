@@ -40,16 +40,16 @@ def tiny_tokenizer(*, writes: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_model(folder: Path, name: str = "bert") -> Path:
+def save_tiny_model(folder: Path, name: str = "bert", **changes: object) -> Path:
     """Save a random tiny model without a head, and its tokenizer, as a pretrained model's folder."""
-    tiny_model(name, head="base").save_pretrained(folder)
+    tiny_model(name, head="base", **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def save_tiny_writer(folder: Path, name: str) -> Path:
+def save_tiny_writer(folder: Path, name: str, **changes: object) -> Path:
     """Save a random tiny model that writes texts (t5, bart, llama, gpt2), and its tokenizer."""
-    tiny_model(name, head="lm").save_pretrained(folder)
+    tiny_model(name, head="lm", **changes).save_pretrained(folder)
     tiny_tokenizer(writes=True).save_pretrained(folder)
     return folder
 

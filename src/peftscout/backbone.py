@@ -255,11 +255,19 @@ def load_model(
             f"model {name}: the device map leaves {offloaded} on disk, and backbones are kept in memory; "
             "map it to a device, or load the model with dtype=bfloat16 or quantised"
         )
+    _settle(model)
+    model.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def _settle(model: Any) -> None:
+    """Let quantised projections do now what bitsandbytes leaves to their first pass: dtypes of biases change in it."""
     for module in model.modules():
         if hasattr(module, _REPACKS):
             setattr(module, _REPACKS, False)
-    model.requires_grad_(False)
-    return model
+        if isinstance(module, torch.nn.Linear) and not module.weight.is_floating_point():
+            module(torch.zeros(1, module.in_features, dtype=model.dtype, device=module.weight.device))
 
 
 @contextmanager
