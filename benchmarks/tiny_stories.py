@@ -19,7 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -123,7 +123,8 @@ def references(config: StudyConfig, plans: int = RANDOM_PLANS) -> References:
         frozen = score(evaluator.backbone.model.eval())
         scores: list[float] = []
         seed = FINAL_SEED + 100 * config.seed
-        for request in make_strategy("random", prepared.problem, {}).ask(plans):
+        problem = replace(prepared.problem, trials=plans + 1)  # the first of them is the baseline
+        for request in make_strategy("random", problem, {}).ask(plans):
             asked = Evaluate(request.plan, prepared.fidelity, seed, label="random")
             evaluator(asked, after=lambda model: scores.append(score(model)))
     return References(frozen, tuple(scores))
