@@ -39,6 +39,12 @@ STEPS, TRIALS, SEEDS, RANDOM_PLANS = 60, 8, 2, 6
 TRAIN, VALIDATION, SEARCH = 240, 80, 60
 """Rows."""
 
+CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{strategy: (strategy, {}) for strategy in STRATEGIES},
+    "scout-120": ("scout", {"steps": 120}),
+}
+"""Name -> strategy and options. By default scout's pass is half a training, which is 30 steps here."""
+
 NAMES = ("Lily", "Tom", "Mia", "Ben", "Sue", "Max", "Anna", "Tim")
 ANIMALS = {
     "cat": ("red apples", "under the big tree", "the rain"),
@@ -103,11 +109,13 @@ class References:
 
     Attributes:
         frozen: of the model as it is.
-        plans: of each random plan within the budget.
+        random_mean: of random plans within the budget, the mean.
+        random_best: the best of them.
     """
 
     frozen: float
-    plans: tuple[float, ...]
+    random_mean: float
+    random_best: float
 
 
 def references(config: StudyConfig, plans: int = RANDOM_PLANS) -> References:
@@ -127,7 +135,7 @@ def references(config: StudyConfig, plans: int = RANDOM_PLANS) -> References:
         for request in make_strategy("random", problem, {}).ask(plans):
             asked = Evaluate(request.plan, prepared.fidelity, seed, label="random")
             evaluator(asked, after=lambda model: scores.append(score(model)))
-    return References(frozen, tuple(scores))
+    return References(frozen, statistics.mean(scores), max(scores))
 
 
 @dataclass(frozen=True)
@@ -151,36 +159,41 @@ class Row:
         return self.found > max(self.frozen, self.random_mean)
 
 
-def search_row(config: StudyConfig, folder: Path, against: References) -> Row:
-    """Search as ``config`` says, in ``folder``, and return the row."""
+def search_row(name: str, config: StudyConfig, folder: Path, against: References) -> Row:
+    """Search as ``config`` says, in ``folder``, and return the row of this contender."""
     started = time.process_time()
     summary = search_config(config, folder, Silent()).summary
     final = summary["final"]
     return Row(
-        strategy=config.strategy,
+        strategy=name,
         cost=summary["best"]["cost"],
         found=final["best"]["mean"],
         spread=final["best"]["std"] or 0.0,
         uniform=final["baseline"]["mean"],
-        random_mean=statistics.mean(against.plans),
-        random_best=max(against.plans),
+        random_mean=against.random_mean,
+        random_best=against.random_best,
         frozen=against.frozen,
         trials=sum(trial["stage"] == "search" for trial in summary["trials"]),
         cpu_seconds=time.process_time() - started,
     )
 
 
-def run(model: Path, strategies: Sequence[str]) -> None:
-    """Search with each of ``strategies`` that has no row yet, and append its row."""
-    known = {row.strategy for row in read()}
-    wanted = [strategy for strategy in strategies if strategy not in known]
+def run(model: Path, contenders: Sequence[str]) -> None:
+    """Search with each of ``contenders`` that has no row yet, and append its row."""
+    known = {row.strategy: row for row in read()}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = write_stories(folder / "data")
-        against = references(study_config(model, data, "random")) if wanted else None
-        for strategy in wanted:
-            assert against is not None
-            append(search_row(study_config(model, data, strategy), folder / strategy, against))
+        first = next(iter(known.values()), None)
+        against = (
+            References(first.frozen, first.random_mean, first.random_best)
+            if first is not None
+            else references(study_config(model, data, "random"))
+        )
+        for name in (name for name in contenders if name not in known):
+            strategy, options = CONTENDERS[name]
+            config = study_config(model, data, strategy, strategy_options=options)
+            append(search_row(name, config, folder / name, against))
 
 
 def read() -> list[Row]:
@@ -226,7 +239,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("model", type=Path)
-    runs.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    runs.add_argument("--strategies", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
