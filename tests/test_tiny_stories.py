@@ -13,7 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import tiny_stories
-from peftscout.strategies import STRATEGIES
 from tiny_stories import (
     ANIMALS,
     CONTENDERS,
