@@ -44,12 +44,12 @@ from peftscout.strategies.scout import ScoutSearch
 from peftscout.strategies.scout_options import MEASURES, ScoutOptions
 from peftscout.training.evaluator import Evaluator
 from peftscout.training.one_shot import one_shot_factory
-from search_quality import LR_SCALES, STEPS, TASKS, study
+from search_quality import STEPS, TASKS, study
 
 RESULTS = Path(__file__).parent / "results" / "value_correlation.csv"
 KEY = ("task", "space", "set", "steps", "seed", "plan")
 PREDICTORS = (*MEASURES, "supernet_loss", "cost")
-COLUMNS = (*KEY, *PREDICTORS, "score", "loss", "lr_scale", "modules")
+COLUMNS = (*KEY, *PREDICTORS, "score", "loss", "modules")
 ACROSS = (0.0002, 0.0005, 0.001, 0.002, 0.005)
 OPTIONS = ScoutOptions(shrinks=0, alternatives=0, ladder=())
 
@@ -80,13 +80,11 @@ def predictions(problem: Problem, plans: Sequence[Plan], evaluator: Evaluator, s
 
 
 def trained(plan: Plan, seed: int, steps: int, evaluator: Evaluator) -> dict[str, Any]:
-    """Return score and loss of a plan at the better of the learning-rate factors."""
-    outcomes = {scale: evaluator(Evaluate(plan, Fidelity(steps), seed, scale)) for scale in LR_SCALES}
-    done = {scale: o for scale, o in outcomes.items() if o.score is not None}
-    if not done:
-        raise RuntimeError(f"{plan}: {'; '.join(f'{o.state}: {o.message}' for o in outcomes.values())}")
-    lr_scale, best = max(done.items(), key=lambda item: item[1].score or 0.0)
-    return {"score": f"{best.score:.5f}", "loss": f"{best.metrics['loss']:.5f}", "lr_scale": lr_scale}
+    """Return score and loss of a plan that is trained by itself."""
+    outcome = evaluator(Evaluate(plan, Fidelity(steps), seed))
+    if outcome.score is None:
+        raise RuntimeError(f"{plan}: {outcome.state}: {outcome.message}")
+    return {"score": f"{outcome.score:.5f}", "loss": f"{outcome.metrics['loss']:.5f}"}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -102,7 +102,7 @@ def test_what_does_not_change_a_score_makes_no_difference(config):
     ("config", "word"),
     [
         ({"training": {"batch_size": 8}}, "training.batch_size: 32 -> 8"),
-        ({"training": {"learning_rates": {"lora": 0.5}}}, "training.learning_rates.lora: 0.001 -> 0.5"),
+        ({"training": {"learning_rates": {"lora": 0.5}}}, "training.learning_rates.lora: None -> 0.5"),
         ({"training": {"backbone_dropout": "paper"}}, "training.backbone_dropout"),
         ({"data": {"source": "rte", "max_length": 32}}, "max_length: 256 -> 32"),
         ({"model": "another"}, "model: 'm' -> 'another'"),

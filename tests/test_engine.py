@@ -35,7 +35,7 @@ from tiny_task import save_tiny_model, write_task
 QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
 SUMMARY_KEYS = {
     "schema", "model", "task", "metric", "labels", "budget", "strategy", "space", "trials", "best", "baseline", "final",
-    "verdict", "spent", "rungs", "from_study",
+    "verdict", "spent", "rungs", "from_study", "sites", "parameters",
 }  # fmt: skip
 
 

