@@ -21,7 +21,7 @@ def test_yaml_and_object_are_the_same_thing():
         ({"training": {"batchsize": 3}}, r"training.batchsize: unknown key \(did you mean 'batch_size'\?\)"),
         ({"training": {"learning_rates": {"lor": 1}}}, r"learning_rates.lor: unknown key \(did you mean 'lora'\?\)"),
         ({"trials": 0}, "trials: input should be greater than or equal to 1, not 0"),
-        ({"export": "loraa"}, "export: input should be 'any' or 'lora', not 'loraa'"),
+        ({"export": "loraa"}, "export: input should be 'any', 'lora', 'ln_tuning' or 'ia3', not 'loraa'"),
         ({"time": "soon"}, "time: input should be a valid number"),
         ({"lr_scales": [1, -1]}, "lr_scales.1: input should be greater than 0"),
         ({"data": {}}, "data: give either a source"),

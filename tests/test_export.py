@@ -300,6 +300,21 @@ def test_the_card_names_a_base_of_the_hub_but_no_folder_of_this_machine(tmp_path
     assert "base_model" not in export_card.card("lora", "code\n", str(tmp_path), LORA, 1, None)
 
 
+@pytest.mark.parametrize(("rank", "room"), [(1, 1), (3, 8), (16, 16), (17, 32), (300, 320)])
+def test_the_card_of_a_decoder_tells_a_server_how_much_room_the_largest_rank_needs(rank: int, room: int) -> None:
+    plan = Plan.of({("layers.0.attention.q", "lora"): 1, ("layers.1.attention.q", "lora"): rank})
+    told = export_card.serving(plan, "org/model", "AutoModelForCausalLM", "mine")
+    assert f"Its largest rank is {rank};" in told
+    assert f"vllm serve org/model --enable-lora --max-lora-rank {room} --lora-modules mine=" in told
+    assert told in export_card.card("lora", "code\n", "org/model", plan, 1, None, serving=told)
+
+
+def test_a_rank_that_no_server_takes_is_told_and_classifiers_are_not_served() -> None:
+    plan = Plan.of({("layers.0.attention.q", "lora"): 600})
+    assert "600, above what vLLM serves (512)" in export_card.serving(plan, "m", "AutoModelForCausalLM", "mine")
+    assert export_card.serving(plan, "m", AUTO, "mine") == ""
+
+
 def test_the_revision_of_the_base_goes_into_config_and_snippet_but_not_into_a_merged_one() -> None:
     base = BaseReference("org/model", AUTO, {"num_labels": 2, "revision": "abc"})
     assert export._keywords(base, "lora") == {"num_labels": 2, "revision": "abc"}

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-PURE_ROOMS = ("errors", "sites", "cost", "plan", "space", "spaces", "outcome", "gates", "surrogate")
+PURE_ROOMS = ("errors", "sites", "cost", "plan", "stock", "space", "spaces", "outcome", "gates", "surrogate")
 UNSAFE_MODULES = ("pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")
 PRINTING_ROOMS = ("cli", "__main__", "report", "demo")
 COMMAND_STATEMENTS = 30

@@ -335,12 +335,12 @@ def test_a_space_is_restricted_to_lora_for_export() -> None:
         SITES,
     )
     assert mixed.ops == ("lora", "bias")
-    assert mixed.for_export_lora().ops == ("lora",)
+    assert mixed.for_stock("lora").ops == ("lora",)
 
 
 def test_a_space_without_lora_cannot_be_exported_as_lora() -> None:
-    with pytest.raises(SpaceError, match="'autopeft' has no lora: it holds serial, parallel, prefix; choose another"):
-        _autopeft().for_export_lora()
+    with pytest.raises(SpaceError, match="'autopeft' has nothing that a stock lora adapter can hold: it holds serial"):
+        _autopeft().for_stock("lora")
 
 
 def test_restricting_to_an_unknown_op_names_the_nearest() -> None:

@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForSeq2SeqLM,
@@ -31,7 +33,10 @@ from transformers import (
 Head = Literal["base", "sequence", "multiple_choice", "lm"]
 
 TINY_NAMES = ("bert", "roberta", "t5", "t5_gated", "gpt2", "llama", "qwen3")
-"""Every name that `tiny_config` knows, and that tests of all models go through; it knows ``bart``, too."""
+"""The names that tests of all models go through; `tiny_config` knows ``bart`` and those of `MORE_NAMES`, too."""
+
+MORE_NAMES = ("albert", "modernbert", "mistral", "gemma", "gpt_neox", "phi", "mixtral", "qwen2_moe", "vit")
+"""Other families, by transformers' names of their types; tables go through them, most tests do not."""
 
 VOCABULARY = 100
 PAD, BOS, EOS = 0, 2, 1
@@ -93,6 +98,25 @@ _GPT2 = {
     "initializer_range": 0.2,
 }
 
+_COMMON = {key: _BERT[key] for key in _BERT if "dropout" not in key}
+_MORE: dict[str, dict[str, object]] = {
+    "albert": {**_BERT, "embedding_size": 16},
+    "modernbert": {**_COMMON, "cls_token_id": BOS, "sep_token_id": EOS, "local_attention": 8},
+    "mistral": {**_LLAMA, "sliding_window": 8},
+    "gemma": {**_LLAMA, "head_dim": 12},
+    "gpt_neox": _COMMON,
+    "phi": _COMMON,
+    "mixtral": {**_LLAMA, "num_local_experts": 2},
+    "qwen2_moe": {
+        **_LLAMA,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+    },
+    "vit": {**_BERT, "image_size": 8, "patch_size": 4},
+}
+
 
 def tiny_config(name: str, num_labels: int = 2, **changes: object) -> PretrainedConfig:
     """Return a fresh tiny config of ``name`` (one of `TINY_NAMES`); ``changes`` go to the config as they are."""
@@ -116,8 +140,11 @@ def tiny_config(name: str, num_labels: int = 2, **changes: object) -> Pretrained
             return LlamaConfig(**{**common, **_LLAMA, **changes})
         case "qwen3":
             return Qwen3Config(**{**common, **_LLAMA, "head_dim": 12, **changes})
+        case _ if name in _MORE:
+            known = common if name != "vit" else {"num_labels": num_labels}
+            return CONFIG_MAPPING[name](**{**known, **_MORE[name], **changes})
         case _:
-            raise ValueError(f"no tiny model {name!r}; there are {', '.join(TINY_NAMES)}")
+            raise ValueError(f"no tiny model {name!r}; there are {', '.join((*TINY_NAMES, 'bart', *MORE_NAMES))}")
 
 
 def tiny_model(
@@ -138,11 +165,13 @@ def _auto_class(name: str, head: Head) -> type:
     match head:
         case "base":
             return AutoModel
+        case "sequence" if name == "vit":
+            return AutoModelForImageClassification
         case "sequence":
             return AutoModelForSequenceClassification
         case "multiple_choice":
             return AutoModelForMultipleChoice
-        case "lm" if name in ("bert", "roberta"):
+        case "lm" if name in ("bert", "roberta", "albert", "modernbert"):
             return AutoModelForMaskedLM
         case "lm" if name.startswith("t5") or name == "bart":
             return AutoModelForSeq2SeqLM

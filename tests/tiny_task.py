@@ -47,9 +47,9 @@ def save_tiny_model(folder: Path, name: str = "bert", **changes: object) -> Path
     return folder
 
 
-def save_tiny_writer(folder: Path, name: str) -> Path:
+def save_tiny_writer(folder: Path, name: str, **changes: object) -> Path:
     """Save a random tiny model that writes texts (t5, bart, llama, gpt2), and its tokenizer."""
-    tiny_model(name, head="lm").save_pretrained(folder)
+    tiny_model(name, head="lm", **changes).save_pretrained(folder)
     tiny_tokenizer(writes=True).save_pretrained(folder)
     return folder
 

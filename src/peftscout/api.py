@@ -15,9 +15,9 @@ from peftscout.config import StudyConfig
 from peftscout.engine import evaluations_after_search, run_study
 from peftscout.errors import BudgetError, ConfigError, StudyError, nearest
 from peftscout.estimate import dry_run
-from peftscout.export import ExportReport
+from peftscout.export import ExportReport, Format
 from peftscout.front import front_of
-from peftscout.handover import Format, export_study
+from peftscout.handover import export_study
 from peftscout.plan import Plan
 from peftscout.preparation import prepare
 from peftscout.report.progress import Reporter, Silent, reporter_for

@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from peftscout.architecture import ModelMap
-from peftscout.errors import ArchitectureError
+from peftscout.errors import ArchitectureError, nearest
 from peftscout.reference import BaseReference
 from peftscout.tasks import Task
 from peftscout.tuner.building import single_output_bias
@@ -33,6 +33,13 @@ AUTO_CLASSES: Mapping[str, str] = {
 }
 """Task kind -> the transformers class that loads a model with its head."""
 
+_SKIPPED_MODULES = {"bitsandbytes": "llm_int8_skip_modules", "torchao": "modules_to_not_convert"}
+"""Libraries that quantise while loading, and what they call the modules that they leave alone."""
+
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of bitsandbytes' Linear4bit: on some CPUs the first pass in evaluation mode repacks its weights, through
+which no gradient flows any more."""
+
 CAUSAL_KINDS = ("causal_lm", "choice_likelihood")
 """Kinds for decoders."""
 
@@ -47,6 +54,7 @@ class Backbone:
         model_map: sites and sizes.
         reference: name, class and arguments that load the same model elsewhere.
         max_length: most positions that the model takes.
+        place: where it has to stay, when it was loaded by a device map or quantised: where its inputs go.
     """
 
     model: Any
@@ -54,6 +62,32 @@ class Backbone:
     model_map: ModelMap
     reference: BaseReference
     max_length: int
+    place: torch.device | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a large model is loaded, in the words of ``from_pretrained`` of transformers.
+
+    Attributes:
+        dtype: of the frozen weights; ``None``: that of the checkpoint. What is trained is float32 in any case.
+        device_map: which modules go where, such as ``"auto"``; ``None``: all to one device.
+        quantization_config: of bitsandbytes or torchao, as plain data.
+    """
+
+    dtype: str | None = None
+    device_map: str | Mapping[str, str | int] | None = None
+    quantization_config: Mapping[str, Any] | None = None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What everybody else who loads the same base has to know, too; where it lies is no part of that."""
+        named = {"dtype": self.dtype, "quantization_config": self.quantization_config}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+AS_IT_IS = Loading()
+"""As the checkpoint has it, on one device."""
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -88,6 +122,7 @@ def load_backbone(
     roles: Mapping[str, str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    loading: Loading = AS_IT_IS,
 ) -> Backbone:
     """Load model and tokenizer for ``task``; the fresh head is initialised by ``seed``; everything is frozen.
 
@@ -100,7 +135,13 @@ def load_backbone(
         ArchitectureError: when the model cannot be loaded, has no head for the task, or has no usable sites.
     """
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    _require_vocabulary(name, config)
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
+    arguments |= loading.kwargs
+    if loading.quantization_config is not None:
+        arguments["quantization_config"] = sparing_heads(
+            loading.quantization_config, AUTO_CLASSES[task.kind], config, trust_remote_code=trust_remote_code
+        )
     if task.kind == "regression":
         arguments |= {"num_labels": 1, "problem_type": "regression"}
     elif task.kind == "token_classification":
@@ -118,13 +159,44 @@ def load_backbone(
         arguments["pad_token_id"] = tokenizer.pad_token_id
     reference = BaseReference(name, AUTO_CLASSES[task.kind], arguments)
     _require_decoder(name, task, config)
-    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code, device_map=loading.device_map)
     if task.kind in CAUSAL_KINDS:
         _require_causal(name, model)
-    model_map = ModelMap.from_model(model, roles)
+    model_map, longest = ModelMap.from_model(model, roles), _positions(config, tokenizer)
     if task.kind == "regression":
         _start_at(float(task.train.references.mean(dtype=np.float64)), model, model_map.head)
-    return Backbone(model, tokenizer, model_map, reference, _positions(config, tokenizer))
+    stays = loading.device_map is not None or getattr(model, "is_quantized", False)
+    return Backbone(model, tokenizer, model_map, reference, longest, model.device if stays else None)
+
+
+def sparing_heads(
+    quantization_config: Mapping[str, Any], auto_class: str, config: Any, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return a quantisation that leaves the task head alone, which is trained; unless it names what to leave, itself.
+
+    Raises:
+        ArchitectureError: when it is of a library that is not supported.
+    """
+    asked = dict(quantization_config)
+    method = str(asked.get("quant_method", "bitsandbytes"))
+    if method not in _SKIPPED_MODULES:
+        raise ArchitectureError(
+            f"quantization_config: quant_method {method!r} is not supported{nearest(method, _SKIPPED_MODULES)}; "
+            f"there are {', '.join(_SKIPPED_MODULES)}"
+        )
+    with quiet_loading(), torch.device("meta"):
+        empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=trust_remote_code)
+    head = list(ModelMap.from_model(empty).head)
+    return {_SKIPPED_MODULES[method]: head, **asked} if head else asked
+
+
+def _require_vocabulary(name: str, config: Any) -> None:
+    """Raise an ArchitectureError when the model does not read texts, which is what all tasks are made of."""
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise ArchitectureError(
+            f"model {name}: is a {config.model_type} and reads no texts (its config has no vocab_size), and tasks are "
+            "of texts; what peftscout inspect finds in it can be adapted with peftscout.tuner.build"
+        )
 
 
 def _start_at(value: float, model: Any, head: tuple[str, ...]) -> None:
@@ -161,21 +233,31 @@ def _require_causal(name: str, model: Any) -> None:
         )
 
 
-def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool = False) -> Any:
+def load_model(
+    reference: BaseReference,
+    *,
+    seed: int,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, str | int] | None = None,
+) -> Any:
     """Load the frozen model behind a reference; what its checkpoint lacks (the task head) is initialised by ``seed``.
 
     Weights are read from safetensors only: pickled checkpoints can run code.
 
     Raises:
-        ArchitectureError: when its weights cannot be loaded, or transformers has no such head for it.
+        ArchitectureError: when its weights cannot be loaded, or do not all fit where the device map puts them, or
+            transformers has no such head for it, or the library that it is quantised with is missing.
     """
     name, auto_class = reference.name_or_path, reference.auto_class
+    placed = {} if device_map is None else {"device_map": device_map}
     transformers.set_seed(seed)
     with quiet_loading():
         try:
             model = getattr(transformers, auto_class).from_pretrained(
-                name, **reference.kwargs, use_safetensors=True, trust_remote_code=trust_remote_code
+                name, **reference.kwargs, **placed, use_safetensors=True, trust_remote_code=trust_remote_code
             )
+        except ImportError as error:
+            raise ArchitectureError(f"model {name}: a library is missing: {error}") from None
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise ArchitectureError(f"model {name}: {error}") from None
@@ -184,8 +266,24 @@ def load_model(reference: BaseReference, *, seed: int, trust_remote_code: bool =
             ) from None
         except OSError as error:
             raise ArchitectureError(f"model {name}: its weights cannot be loaded: {error}") from None
+    if (offloaded := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
+        raise ArchitectureError(
+            f"model {name}: the device map leaves {offloaded} on disk, and backbones are kept in memory; "
+            "map it to a device, or load the model with dtype=bfloat16 or quantised"
+        )
+    _settle(model)
     model.requires_grad_(False)
     return model
+
+
+@torch.no_grad()
+def _settle(model: Any) -> None:
+    """Let quantised projections do now what bitsandbytes leaves to their first pass: dtypes of biases change in it."""
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
+        if isinstance(module, torch.nn.Linear) and not module.weight.is_floating_point():
+            module(torch.zeros(1, module.in_features, dtype=model.dtype, device=module.weight.device))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from peftscout import __version__
-from peftscout.errors import ConfigError, NothingFeasibleError, PeftscoutError
+from peftscout.errors import ConfigError, NothingFeasibleError, PeftscoutError, nearest
 
 app = typer.Typer(
     name="peftscout",
@@ -44,7 +44,7 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that 
 Roles = Annotated[list[str] | None, typer.Option("--role", help="Role of a module that is not recognised: REGEX=ROLE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a study.")]
-Format = Annotated[str, typer.Option(help="auto, lora, composite or merged")]
+Format = Annotated[str, typer.Option(help="auto, lora, ln_tuning, ia3, composite or merged")]
 
 
 @app.command()
@@ -101,7 +101,9 @@ def search(
     role: Roles = None,
     config: Config = None,
     set_: SetOption = None,
-    export: Annotated[str | None, typer.Option(help="any, or lora: only what a stock LoRA adapter can hold.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="any; or lora, ln_tuning, ia3: only what that stock adapter holds.")
+    ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="Tracker that is told of every evaluation: tensorboard, trackio, wandb.")
     ] = None,
@@ -284,9 +286,12 @@ def _roles(assignments: list[str] | None) -> dict[str, str]:
 
 
 def _format(name: str) -> Any:
-    if name not in ("auto", "lora", "composite", "merged"):
-        raise ConfigError(f"--format {name}: there are auto, lora, composite and merged")
-    return name
+    from peftscout.export import FORMATS
+
+    asked = name.replace("-", "_")
+    if asked not in FORMATS:
+        raise ConfigError(f"--format {name}: there are {', '.join(FORMATS)}{nearest(asked, FORMATS)}")
+    return asked
 
 
 def _console() -> Console:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from peftscout.errors import ConfigError, nearest
+from peftscout.stock import StockForm
 from peftscout.strict_yaml import read_strictly
 from peftscout.tasks.recipes import Kind
 
@@ -113,6 +114,8 @@ class TrainingConfig(_Section):
         precision: ``auto`` is what is faster on this machine (``docs/performance.md``); ``fp32`` is exact; ``bf16``.
         backbone_dropout: dropout of the frozen backbone in training: ``off``; only ``above`` the lowest tuned block; or
             on everywhere, as in each ``paper``.
+        gradient_checkpointing: whether blocks keep their inputs only and compute the rest again in the backward pass:
+            less memory, a third more time.
         shortcuts: whether what is known or never read is left out, where tests on the model show that it may be
             (``docs/performance.md``).
         cache_bytes: most bytes of stored activations in the study folder; 0 stores none.
@@ -128,6 +131,7 @@ class TrainingConfig(_Section):
     evaluations: int = Field(default=2, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     backbone_dropout: Literal["off", "above", "paper"] = "off"
+    gradient_checkpointing: bool = False
     shortcuts: bool = True
     cache_bytes: int = Field(default=4_000_000_000, ge=0)
     threads: int | None = Field(default=None, ge=1)
@@ -169,10 +173,16 @@ class StudyConfig(_Section):
         time: seconds after which no new evaluation is started.
         seed: of the search; the final seeds follow from it.
         lr_scales: learning-rate factors that the search may draw from (the nuisance axis).
-        export: ``lora`` restricts the space so that the result is a stock LoRA adapter.
+        export: ``lora``, ``ln_tuning`` or ``ia3`` restricts the space, and what may be chosen at the end, to what a
+            stock adapter of peft of that type can hold.
         storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
+        dtype: of the frozen weights, as in ``from_pretrained``; ``None``: as in the checkpoint. Adapters and head are
+            float32 in any case.
+        device_map: as in ``from_pretrained``: ``auto``, a device, or a mapping of modules to devices.
+        quantization_config: as in ``from_pretrained``, as plain data: ``{load_in_4bit: true}`` (bitsandbytes), or with
+            ``quant_method: torchao``. The library has to be installed.
         roles: for models whose structure is not recognised: regex on a module's path -> its role (or ``skip``).
         revision: revision of a hub model.
         trust_remote_code: whether code that comes with the model may run.
@@ -193,10 +203,13 @@ class StudyConfig(_Section):
     time: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
     seed: int = Field(default=0, ge=0)
     lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
-    export: Literal["any", "lora"] = "any"
+    export: Annotated[Literal["any", StockForm], BeforeValidator(with_underscores)] = "any"
     storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()
+    dtype: Literal["float32", "bfloat16"] | None = None
+    device_map: str | dict[str, int | str] | None = None
+    quantization_config: dict[str, Any] | None = None
     roles: dict[str, str] = Field(default_factory=dict)
     revision: str | None = None
     trust_remote_code: bool = False

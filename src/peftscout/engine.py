@@ -169,23 +169,26 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
             records.append(record)
             strategy.tell(record.request, _outcome(record))
         noted = _noted(strategy, noted, runner.reporter)
-    if (earlier := _best_observed(problem, records)) is not None:
+    if (earlier := _best_observed(prepared, records)) is not None:
         records += runner.together([earlier], "search")
     runner.reporter.planned(len(records) + later)
-    return _best_of(records), records[0]
+    return _best_of([r for r in records if prepared.may_be_chosen(r.request.plan)]), records[0]
 
 
-def _best_observed(problem: Problem, records: list[Record]) -> Evaluate | None:
+def _best_observed(prepared: Prepared, records: list[Record]) -> Evaluate | None:
     """Return the best that another study observed within this budget, where it is better than all that is here.
 
     Of equal scores the cheaper plan is the better one. It is trained here once, so that the study has its adapter and
     its score by its own seed.
     """
-    here = [(o.score, -o.cost) for o in map(_outcome, records) if o.score is not None]
+    problem = prepared.problem
+    own = [_outcome(r) for r in records if prepared.may_be_chosen(r.request.plan)]
+    here = [(o.score, -o.cost) for o in own if o.score is not None]
     usable = [
         (outcome.score, -outcome.cost, request)
         for request, outcome in problem.observed
         if outcome.score is not None and outcome.cost in problem.budget and request.fidelity == problem.fidelity
+        if prepared.may_be_chosen(request.plan)
     ]
     if not usable:
         return None
@@ -232,7 +235,8 @@ def evaluations_after_search(config: StudyConfig) -> int:
 def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> tuple[Record, Record]:
     """Give both contenders the same learning-rate factors, on the search split; return the better record of each.
 
-    The baseline becomes the chosen plan when it is the better one then: nobody is handed a mixture that lost.
+    The baseline becomes the chosen plan when it is the better one then: nobody is handed a mixture that lost. Unless it
+    cannot be exported in the form that was asked for: then the report says by how much it was better.
     """
     if not prepared.config.final.seeds:
         return best, baseline
@@ -245,7 +249,7 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
 
     best = tuned(best)
     baseline = best if best.request.plan == baseline.request.plan else tuned(baseline)
-    return _best_of([best, baseline]), baseline
+    return _best_of([best, baseline] if prepared.may_be_chosen(baseline.request.plan) else [best]), baseline
 
 
 def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> Comparison | None:
@@ -296,6 +300,7 @@ def _best_of(records: list[Record]) -> Record:
         reasons = "; ".join(
             f"{r.number}: {r.outcome.state} {r.outcome.message}" for r in records if r.outcome is not None
         )
+        reasons = reasons or "none was of the form that the export asks for"
         raise NothingFeasibleError(f"no trial ended with a score ({reasons})")
     return max(done, key=lambda row: row[:4])[4]
 

@@ -1,8 +1,8 @@
 """Export: from a plan and its trained weights to a folder that others load, proven in a fresh process.
 
-The ladder, by what the reader needs: ``lora`` (peft alone), ``composite`` (peft, and peftscout imported once),
-``merged`` (transformers alone, a whole checkpoint). Nothing appears at ``out`` before it has been loaded by another
-process and has given the same outputs.
+The ladder, by what the reader needs: ``lora``, ``ln_tuning``, ``ia3`` (stock adapters: peft alone), ``composite``
+(peft, and peftscout imported once), ``merged`` (transformers alone, a whole checkpoint). Nothing appears at ``out``
+before it has been loaded by another process and has given the same outputs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,13 +25,18 @@ from peftscout import export_card, export_check
 from peftscout.errors import ExportError, TunerError
 from peftscout.plan import Plan
 from peftscout.reference import BaseReference
+from peftscout.stock import STOCK_FORMS, StockForm, stock_form
 from peftscout.tuner.checks import check_built, evaluation
-from peftscout.tuner.lowering import Weights, to_composite, to_merged, to_stock_lora
+from peftscout.tuner.lowering import STOCK, Weights, to_composite, to_merged
 
 if TYPE_CHECKING:
     from peftscout.architecture import ModelMap
 
-Rung = Literal["lora", "composite", "merged"]
+Rung = StockForm | Literal["composite", "merged"]
+Format = Literal["auto"] | Rung
+
+FORMATS: tuple[Format, ...] = ("auto", *STOCK_FORMS, "composite", "merged")
+"""What a user may ask for; ``auto`` is the first stock form that holds the plan, else ``composite``."""
 
 TOLERANCE = 1e-5
 """Largest difference of outputs in float32, for outputs up to 1; relative beyond."""
@@ -73,7 +78,7 @@ def export_adapter(
     *,
     base: BaseReference,
     probe: Mapping[str, Tensor],
-    format: Literal["auto", "lora", "composite", "merged"] = "auto",
+    format: Format = "auto",
     card: str | None = None,
     trust_remote_code: bool = False,
 ) -> ExportReport:
@@ -86,7 +91,7 @@ def export_adapter(
         out: a folder that does not exist yet or is empty.
         base: how the reader loads the backbone.
         probe: a batch on which outputs are compared.
-        format: ``auto`` is ``lora`` when the plan has no other op, else ``composite``.
+        format: one of `FORMATS`.
         card: text for the model card, below how to load it.
         trust_remote_code: let the fresh process run code that came with the backbone.
 
@@ -95,19 +100,20 @@ def export_adapter(
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    rung: Rung = ("lora" if plan.ops == ("lora",) else "composite") if format == "auto" else format
+    rung: Rung = (stock_form(plan, model_map.sites) or "composite") if format == "auto" else format
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / "export"
         folder.mkdir()
         try:
             check_built(peft_model, plan)
-            _WRITERS[rung](peft_model, base, folder)
+            _write(rung, peft_model, base, folder)
         except TunerError as error:
-            raise ExportError(f"{out}: {error}{_REMEDY[rung]}") from error
+            raise ExportError(f"{out}: {error}{_remedy(rung)}") from error
         (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
         snippet = export_card.snippet(rung, str(out), base.name_or_path, base.auto_class, _keywords(base, rung))
         cost = plan.cost(model_map.sites)
-        text = export_card.card(rung, snippet, base.name_or_path, plan, cost, card, model_map.sites)
+        served = export_card.serving(plan, base.name_or_path, base.auto_class, out.name) if rung == "lora" else ""
+        text = export_card.card(rung, snippet, base.name_or_path, plan, cost, card, model_map.sites, served)
         (folder / "README.md").write_text(text, encoding="utf-8")
         difference = _verify(peft_model, rung, folder, base, probe, Path(temporary), trust_remote_code)
         folder.replace(out)
@@ -123,12 +129,14 @@ def refuse_existing(out: Path) -> None:
         raise ExportError(f"{out}: is a file; name a folder that does not exist yet")
 
 
-def _write_lora(peft_model: PeftModel, base: BaseReference, folder: Path) -> None:
-    _write_adapter(peft_model, base, folder, *to_stock_lora(peft_model))
-
-
-def _write_composite(peft_model: PeftModel, base: BaseReference, folder: Path) -> None:
-    _write_adapter(peft_model, base, folder, *to_composite(peft_model))
+def _write(rung: Rung, peft_model: PeftModel, base: BaseReference, folder: Path) -> None:
+    match rung:
+        case "merged":
+            to_merged(peft_model).save_pretrained(folder)
+        case "composite":
+            _write_adapter(peft_model, base, folder, *to_composite(peft_model))
+        case _:
+            _write_adapter(peft_model, base, folder, *STOCK[rung](peft_model))
 
 
 def _write_adapter(
@@ -142,21 +150,14 @@ def _write_adapter(
     save_file(weights, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def _write_merged(peft_model: PeftModel, base: BaseReference, folder: Path) -> None:
-    to_merged(peft_model).save_pretrained(folder)
-
-
-_WRITERS: dict[Rung, Callable[[PeftModel, BaseReference, Path], None]] = {
-    "lora": _write_lora,
-    "composite": _write_composite,
-    "merged": _write_merged,
-}
-
-_REMEDY: dict[Rung, str] = {
-    "lora": "; export as composite, or search with --export lora",
-    "composite": "",
-    "merged": "; export as composite",
-}
+def _remedy(rung: Rung) -> str:
+    match rung:
+        case "composite":
+            return ""
+        case "merged":
+            return "; export as composite"
+        case _:
+            return f"; export as composite, or search with --export {rung}"
 
 
 def _keywords(base: BaseReference, rung: Rung) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def _verify(
         "report": str(scratch / "report.json"),
     }
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    # As a script and not as a module of peftscout, which two of the three rungs must do without; -P keeps this folder
+    # As a script and not as a module of peftscout, which all rungs but one must do without; -P keeps this folder
     # off the import path.
     command = [sys.executable, "-P", export_check.__file__, str(scratch / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -20,7 +20,9 @@ def main(path: str) -> None:
     """Answer the request in the JSON file at ``path``; see `peftscout.export`, which writes it."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     model, missing = _load(request)
-    model.eval().to(request["device"])
+    model.eval()
+    if any(str(p.device) != request["device"] for p in model.parameters()):  # quantised ones cannot be moved
+        model.to(request["device"])
     probe = {name: tensor.to(request["device"]) for name, tensor in load_file(request["probe"]).items()}
     with torch.no_grad():
         outputs = first_output(model(**probe))

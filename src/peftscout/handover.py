@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,13 +13,11 @@ from torch import Tensor
 from peftscout.architecture import ModelMap
 from peftscout.backbone import load_model, quiet_loading
 from peftscout.errors import StudyError
-from peftscout.export import ExportReport, export_adapter
+from peftscout.export import ExportReport, Format, export_adapter
 from peftscout.plan import Plan
 from peftscout.reference import BaseReference
 from peftscout.report.model_card import study_card
 from peftscout.study import read_config, read_header, read_summary, trial_folder
-
-Format = Literal["auto", "lora", "composite", "merged"]
 
 PROBE_ROWS, PROBE_LENGTH = 3, 12
 """Size of the made-up batch on which an export must give the same outputs."""
@@ -50,6 +48,7 @@ def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportRepo
         seed=config.seed,
         roles=config.roles,
         trust_remote_code=config.trust_remote_code,
+        device_map=config.device_map,
     )
 
 
@@ -64,9 +63,10 @@ def export_trained(
     seed: int,
     roles: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> ExportReport:
     """Load a trained adapter folder onto a fresh base and write it to ``out`` in the asked form, verified."""
-    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code)
+    model = load_model(reference, seed=seed, trust_remote_code=trust_remote_code, device_map=device_map)
     model_map = ModelMap.from_model(model, roles)
     with quiet_loading():
         adapted = PeftModel.from_pretrained(model, adapter).eval()

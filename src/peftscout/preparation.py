@@ -11,19 +11,21 @@ from typing import Any
 from accelerate import Accelerator
 
 from peftscout import tuner
-from peftscout.backbone import Backbone, load_backbone
+from peftscout.backbone import Backbone, Loading, load_backbone
 from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
 from peftscout.errors import ConfigError
 from peftscout.outcome import Fidelity
-from peftscout.plan import Budget
+from peftscout.plan import Budget, Plan
 from peftscout.space import Space, load_space
+from peftscout.stock import holds_plan
 from peftscout.strategies import FidelityOptions, check_fidelity, check_learns_from_others, check_strategy
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, read_header, versions
 from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
+from peftscout.training.dropout import checkpoint
 from peftscout.training.evaluator import EncodedTask, Evaluator
 from peftscout.training.own_training import OwnTraining, name_of
 from peftscout.training.schedule import rates_at
@@ -63,6 +65,11 @@ class Prepared:
             observed=() if self.earlier is None else self.earlier.observed,
             related=() if self.earlier is None else self.earlier.related,
         )
+
+    def may_be_chosen(self, plan: Plan) -> bool:
+        """Whether ``plan`` can be exported in the form that was asked for: the baseline, LoRA, sometimes cannot."""
+        form = self.config.export
+        return form == "any" or holds_plan(form, plan, self.backbone.model_map.sites)
 
     def header(self) -> Header:
         """What decides the study, for ``study.json``."""
@@ -134,20 +141,22 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         roles=config.roles,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        loading=Loading(config.dtype, config.device_map, config.quantization_config),
     )
+    if config.training.gradient_checkpointing:
+        checkpoint(backbone.model)
     model_map = backbone.model_map
-    element = next(backbone.model.parameters()).element_size()
-    budget = Budget.parse(config.budget, model_map.total, element)
+    budget = Budget.parse(config.budget, model_map.total)  # of float32, as adapters are on any base
     space = load_space(config.space, model_map.sites)
-    if config.export == "lora":
-        space = space.for_export_lora()
+    if config.export != "any":
+        space = space.for_stock(config.export)
     baseline = lora_on_query_value(model_map.sites, budget)
     rows = max(1, round(config.data_fraction * len(task.train)))
     fidelity = Fidelity(_steps(config, rows), config.data_fraction)
     if multi_fidelity is not None:
         epoch = math.ceil(rows / config.training.batch_size)
         fidelity = multi_fidelity.ladder(fidelity, epoch)
-    arithmetic = choose(config.training.precision, Accelerator().device)
+    arithmetic = choose(config.training.precision, backbone.place or Accelerator().device)
     return Prepared(
         config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic, own_training=own_training
     )

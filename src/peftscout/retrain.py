@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peftscout.errors import StudyError
-from peftscout.export import refuse_existing
-from peftscout.handover import Format, export_trained
+from peftscout.export import Format, refuse_existing
+from peftscout.handover import export_trained
 from peftscout.outcome import Evaluate
 from peftscout.plan import Plan
 from peftscout.preparation import Prepared, encode_split, make_evaluator
@@ -61,5 +61,6 @@ def apply_plan(prepared: Prepared, plan: Plan, out: Path, format: Format, report
             seed=config.seed,
             roles=config.roles,
             trust_remote_code=config.trust_remote_code,
+            device_map=config.device_map,
         )
     return {"cost": outcome.cost, "score": outcome.score, "metrics": dict(outcome.metrics), "report": report}

@@ -23,6 +23,7 @@ from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
 from peftscout.ops import OpSettings
 from peftscout.plan import Plan
+from peftscout.training.dropout import set_training
 from peftscout.tuner.building import add
 from peftscout.tuner.checks import evaluation, perturbed
 from peftscout.tuner.slots import Slots, Stream
@@ -116,9 +117,7 @@ class Stack:
 
     def train(self) -> None:
         """Switch to training; the backbone stays in evaluation mode, where it draws no masks."""
-        self.model.train()
-        base = self.model.get_base_model()
-        getattr(base, base.base_model_prefix, base).eval()
+        set_training(self.model, "off")
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the part of each live slot of a tensor of all their rows."""

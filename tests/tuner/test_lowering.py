@@ -16,7 +16,7 @@ from peftscout import tuner
 from peftscout.architecture import ModelMap
 from peftscout.errors import TunerError
 from peftscout.plan import Plan
-from peftscout.tuner.lowering import to_composite, to_merged, to_stock_lora
+from peftscout.tuner.lowering import to_composite, to_merged, to_stock_ia3, to_stock_ln_tuning, to_stock_lora
 from tiny_models import tiny_model
 
 
@@ -28,8 +28,8 @@ def adapted_with(name: str, plan: Plan | None = None, scale: float = 2.0, **chan
     return stir(adapted), plan
 
 
-def as_stock(adapted: PeftModel, name: str, **changes: object) -> PeftModel:
-    config, weights = to_stock_lora(adapted)
+def as_stock(adapted: PeftModel, name: str, lower=to_stock_lora, **changes: object) -> PeftModel:
+    config, weights = lower(adapted)
     stock = peft.get_peft_model(tiny_model(name, "sequence", **changes), config)
     report = set_peft_model_state_dict(stock, weights)
     assert not report.unexpected_keys
@@ -82,6 +82,51 @@ def test_one_rank_everywhere_needs_no_patterns() -> None:
 def test_the_scale_is_kept_to_the_last_bit_that_counts(scale: float) -> None:
     adapted, _ = adapted_with("gpt2", scale=scale)
     torch.testing.assert_close(logits(as_stock(adapted, "gpt2"), batch_of()), logits(adapted, batch_of()))
+
+
+OTHER_FORMS = {"ln_tuning": (to_stock_ln_tuning, ("norm",)), "ia3": (to_stock_ia3, ("scale",))}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "t5_gated", "bart", "gemma"])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_norms_and_scales_become_stock_adapters_that_compute_and_train_the_same(name: str, form: str) -> None:
+    lower, ops = OTHER_FORMS[form]
+    model = tiny_model(name, "sequence")
+    model_map = ModelMap.from_model(model)
+    plan = everything(model_map, only=ops)
+    adapted = stir(tuner.build(model, plan, model_map))
+    train(adapted, labelled(batch_of()))
+    stock = as_stock(adapted, name, lower)
+    torch.testing.assert_close(logits(stock, batch_of(padding=1)), logits(adapted, batch_of(padding=1)))
+    stock.base_model.set_adapter("default")
+    own = ("ia3_l", "ln_tuning_layers.default")
+    trained = sum(p.numel() for key, p in stock.named_parameters() if any(part in key for part in own))
+    assert trained == plan.cost(model_map.sites)
+
+
+def test_a_bias_at_a_norm_goes_into_its_copy() -> None:
+    plan = Plan.of({("layers.0.attention_norm", "bias"): 1, ("layers.1.ffn_norm", "norm"): 1})
+    adapted, _ = adapted_with("bert", plan)
+    stock = as_stock(adapted, "bert", to_stock_ln_tuning)
+    torch.testing.assert_close(logits(stock, batch_of()), logits(adapted, batch_of()))
+
+
+def test_what_another_form_holds_is_refused_by_name() -> None:
+    adapted, _ = adapted_with("bert", Plan.of({("layers.0.attention.q", "bias"): 1}))
+    with pytest.raises(TunerError, match=r"layers\.0\.attention\.q: bias cannot be written as LN tuning"):
+        to_stock_ln_tuning(adapted)
+    with pytest.raises(TunerError, match=r"layers\.0\.attention\.q: bias cannot be written as IA3"):
+        to_stock_ia3(adapted)
+    model = tiny_model("bert", "sequence")
+    empty = tuner.build(model, Plan(), ModelMap.from_model(model))
+    with pytest.raises(TunerError, match="a plan without scales cannot be written as IA3"):
+        to_stock_ia3(empty)
+
+
+def test_the_rank_of_the_whole_adapter_is_the_largest_as_servers_read_it() -> None:
+    plan = Plan.of({("layers.0.attention.q", "lora"): 5, **{(f"layers.1.attention.{r}", "lora"): 2 for r in "qkv"}})
+    config, _ = to_stock_lora(adapted_with("llama", plan)[0])
+    assert (config.r, set(config.rank_pattern.values())) == (5, {2})
 
 
 def test_conv1d_is_declared_to_peft() -> None:

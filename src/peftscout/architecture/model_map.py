@@ -107,8 +107,10 @@ def _head(model: nn.Module) -> tuple[str, ...]:
 
 
 def _backbone_parameters(model: nn.Module, head: tuple[str, ...]) -> int:
+    # Quantised Linears pack several weights into a number, so they are counted by their widths.
+    linear = {id(m.weight): m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
     inside = (parameter for name, parameter in model.named_parameters() if name.partition(".")[0] not in head)
-    return sum(parameter.numel() for parameter in inside)
+    return sum(linear.get(id(parameter), parameter.numel()) for parameter in inside)
 
 
 def _require_bare(model: nn.Module) -> None:

@@ -32,7 +32,7 @@ def problem_of(view: View, config: StudyConfig, records: Sequence[Record]) -> Pr
     first = search[0].request
     return Problem(
         sites=view.sites,
-        space=space.for_export_lora() if config.export == "lora" else space,
+        space=space if config.export == "any" else space.for_stock(config.export),
         budget=Budget(view.budget, str(view.summary["budget"]["text"])),
         baseline=first.plan,
         fidelity=first.fidelity,

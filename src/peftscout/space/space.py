@@ -29,6 +29,7 @@ from peftscout.plan import Budget, Placement, Plan, Sites
 from peftscout.space import moves
 from peftscout.space.count import count_live
 from peftscout.space.moves import Term, Wiring
+from peftscout.stock import StockForm, holds
 
 Vectors = NDArray[np.int64]
 """Vectors of a space, one a row: ``[n, variables]``, or a single one: ``[variables]``."""
@@ -324,9 +325,18 @@ class Space:
             )
         return self.restrict(lambda choice: choice.op in kept)
 
-    def for_export_lora(self) -> Space:
-        """Return the space restricted to ``lora``, so that every result is a stock ``LoraConfig``."""
-        return self.restrict_ops({"lora"})
+    def for_stock(self, form: StockForm) -> Space:
+        """Return the space restricted to what a stock adapter of ``form`` can hold, see `peftscout.stock`.
+
+        Raises:
+            SpaceError: when nothing is left.
+        """
+        if not any(holds(form, self.sites[c.site], c.op) for c in self.choices):
+            raise SpaceError(
+                f"space {self.name!r} has nothing that a stock {form} adapter can hold: it holds "
+                f"{', '.join(self.ops)}; choose another space"
+            )
+        return self.restrict(lambda choice: holds(form, self.sites[choice.site], choice.op))
 
     @property
     def ops(self) -> tuple[str, ...]:

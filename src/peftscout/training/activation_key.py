@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from peftscout.tasks import Encoded
 from peftscout.training.arithmetic import Arithmetic
 from peftscout.training.batches import PAD_TO_MULTIPLE
 from peftscout.training.frozen_prefix import FrozenPrefix
+from peftscout.tuner.resetting import plain_tensors
 
 
 def activation_key(
@@ -66,10 +66,10 @@ def backbone_digest(model: Any, head: Sequence[str]) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     digest.update(f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}\n".encode())
-    for name, tensor in _tensors(model):
+    for name, tensor in plain_tensors(model):
         if name.partition(".")[0] not in head:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -92,7 +92,3 @@ def sequence_lengths(rows: Encoded) -> npt.NDArray[np.int64]:
     ids = [feature["input_ids"] for feature in rows.features]
     nested = bool(ids) and bool(ids[0]) and isinstance(ids[0][0], list)
     return np.array([[len(choice) for choice in row] if nested else [len(row)] for row in ids], dtype=np.int64)
-
-
-def _tensors(model: nn.Module) -> Any:
-    return chain(model.named_parameters(), model.named_buffers())

@@ -18,11 +18,15 @@ class Device:
     """An accelerator, or the CPU, with the arithmetic of its forward passes.
 
     Autocast is ours and not accelerate's, whose precision is fixed for the life of a process by the first who asks.
+
+    Args:
+        arithmetic: of the forward passes.
+        place: where a model is that cannot be moved; ``None``: what accelerate finds.
     """
 
-    def __init__(self, arithmetic: Arithmetic = FP32) -> None:
+    def __init__(self, arithmetic: Arithmetic = FP32, place: torch.device | None = None) -> None:
         self.accelerator = Accelerator(mixed_precision="no")
-        self.torch_device: torch.device = self.accelerator.device
+        self.torch_device: torch.device = place or self.accelerator.device
         self.arithmetic = arithmetic
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -85,8 +85,9 @@ class Evaluator:
         self.settings = settings
         self.note = note
         self.op_settings = op_settings or tuner.OpSettings()
-        self.device = Device(settings.arithmetic)
-        backbone.model.to(self.device.torch_device)
+        self.device = Device(settings.arithmetic, backbone.place)
+        if backbone.place is None:
+            backbone.model.to(self.device.torch_device)
         tokenizer = backbone.tokenizer
         self.objective = objective_for(data.task, tokenizer, backbone.model.config, data.train)
         side = tokenizer.padding_side if data.task.kind in HEAD_KINDS else "right"
@@ -157,7 +158,7 @@ class Evaluator:
 
     def predict(self, model: Any, rows: Encoded) -> np.ndarray:
         """Return predictions of an adapted model in row order: in fp32, as whoever loads it will get them."""
-        forward = Forward(model, self.make_batch, Device(FP32))
+        forward = Forward(model, self.make_batch, Device(FP32, self.backbone.place))
         return predict(forward, rows, self.objective, self.settings.eval_batch_size)[0]
 
     def _train(self, model: Any, request: Evaluate, progress: Progress | None) -> Run:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -132,7 +132,20 @@ def _require_exact_heads(model: PreTrainedModel, heads: tuple[str, ...]) -> None
 
 def _initialise_heads(model: PreTrainedModel, config: PeftscoutConfig, adapter_name: str) -> None:
     for name in config.modules_to_save or ():
-        _initialise(model, model.get_submodule(f"{name}.modules_to_save.{adapter_name}"), config.seed, name)
+        head = model.get_submodule(f"{name}.modules_to_save.{adapter_name}")
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in head.parameters()):
+            # What is trained is float32, as the ops are: a step is often smaller than half a digit of bfloat16.
+            head.float().register_forward_pre_hook(_in_float32, with_kwargs=True)
+        _initialise(model, head, config.seed, name)
+
+
+def _in_float32(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand a head of float32 what a backbone of half precision gives it."""
+    return tuple(map(_float32, args)), {name: _float32(value) for name, value in kwargs.items()}
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _initialise(model: PreTrainedModel, head: nn.Module, seed: int, name: str) -> None:

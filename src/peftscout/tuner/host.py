@@ -61,7 +61,8 @@ def write_affine(leaf: nn.Module, affine: Affine) -> None:
 
 def _weight(leaf: nn.Module) -> Tensor:
     weight = getattr(leaf, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+    packed = hasattr(weight, "__tensor_flatten__")  # torchao's tensors look like those that they stand for
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or packed:
         raise TunerError(f"a {type(leaf).__name__} with quantised weights cannot be merged into; load it unquantised")
     return weight
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftscout.errors import TunerError
@@ -37,7 +38,7 @@ def checksum(model: nn.Module) -> list[tuple[str, str, int]]:
     The number is the exclusive or of its values (`torch.hash_tensor`), computed where the tensor is and bound by memory
     speed, so that it can be checked after every trial. It tells an accident; for identity there is `fingerprint`.
     """
-    tensors = [(name, tensor.detach()) for name, tensor in chain(model.named_parameters(), model.named_buffers())]
+    tensors = list(plain_tensors(model))
     hashes = [torch.hash_tensor(t).view(torch.int64).cpu() if t.numel() else torch.zeros(()) for _, t in tensors]
     return [(name, f"{t.dtype} {tuple(t.shape)}", int(h)) for (name, t), h in zip(tensors, hashes, strict=True)]
 
@@ -45,7 +46,22 @@ def checksum(model: nn.Module) -> list[tuple[str, str, int]]:
 def fingerprint(model: nn.Module) -> str:
     """Return a hash over every parameter and buffer of ``model``: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in plain_tensors(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer, detached, by name; of one that is made of others (torchao's), those."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        yield from _plain(name, tensor.detach())
+
+
+def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    parts, _ = tensor.__tensor_flatten__()
+    for part in parts:
+        yield from _plain(f"{name}.{part}", getattr(tensor, part))
