@@ -41,7 +41,6 @@ TRAIN, VALIDATION, SEARCH = 240, 80, 60
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{strategy: (strategy, {}) for strategy in STRATEGIES},
-    "scout-120": ("scout", {"steps": 120}),
 }
 """Name -> strategy and options. By default scout's pass is half a training, which is 30 steps here."""
 

@@ -17,8 +17,9 @@ from peftscout.plan import Budget, Plan
 from peftscout.report.scout_section import module_values, ranking_table
 from peftscout.space import Choice, Space, load_space
 from peftscout.strategies import make_strategy
-from peftscout.strategies.one_shot import run
-from peftscout.strategies.scout import ScoutSearch, scout
+from peftscout.strategies.knapsack import ladder
+from peftscout.strategies.one_shot import above_zero, run
+from peftscout.strategies.scout import Candidate, ScoutSearch, scout
 from peftscout.strategies.scout_options import ScoutOptions
 
 QUICK = ScoutOptions(steps=12, keep_every=5)
@@ -250,6 +251,53 @@ def test_candidates_are_the_ladder_alternatives_and_uniform_lora_without_repetit
     assert p.space is space
 
 
+def test_every_other_measure_of_value_proposes_its_best_plan() -> None:
+    search, _ = searched(ScoutOptions(), budget=4 * 64, space=small_space(), seed=3)
+    by = {c.label: c.levels for c in search.candidates()}
+    known = {tuple(sorted(levels.items())) for levels in by.values()}
+    for measure in ("removal", "opening", "fisher"):
+        values = above_zero(search.slopes.values(measure) * np.where(search.kept, 1.0, 1e-6)[:, None], search.modules)
+        (best,) = ladder(search.modules.costs, values, [4 * 64])
+        assert by.get(f"scout, by {measure}", best) == best
+        assert tuple(sorted(best.items())) in known
+    assert "scout, by difference" not in by
+
+
+def two_ops() -> Space:
+    """LoRA and biases on the same projections: 64 parameters a rank, 32 a bias."""
+    sites = small_space().sites
+    places = list(small_space().choices)
+    choices = [Choice.untied(c.site, op, sizes) for c in places[:4] for op, sizes in (("lora", (1, 2)), ("bias", (1,)))]
+    return Space("two", tuple(choices), sites)
+
+
+def test_a_plan_without_the_op_that_takes_most_is_proposed_too() -> None:
+    modules = Modules(two_ops())
+    loras = np.array([module.choices[0].op == "lora" for module in modules])
+    search, _ = searched(ScoutOptions(), budget=4 * 64, space=two_ops(), best=2, u=np.where(loras, 2.0, 0.1))
+    by = {c.label: c.levels for c in search.candidates()}
+    assert all(loras[m] for m in by["scout"])
+    assert by["scout, without lora"]
+    assert not any(loras[m] for m in by["scout, without lora"])
+
+
+def test_a_space_of_one_op_has_no_plan_without_it() -> None:
+    search, _ = searched(ScoutOptions(), budget=4 * 64)
+    assert not [c.label for c in search.candidates() if "without" in c.label]
+
+
+def test_what_is_much_like_a_better_plan_stands_back_in_the_ranking() -> None:
+    modules = Modules(small_space((1, 4)))
+    search = ScoutSearch(modules, 10**6, 5, 0, ScoutOptions(), Plan())
+    plans = {"a": {0: 1, 1: 1}, "like a": {0: 1, 1: 1, 2: 0}, "b": {5: 1}, "half of a": {0: 1}}
+    search._candidates = [Candidate(label, levels) for label, levels in plans.items()]
+    search.losses = [0.1, 0.2, 0.4, 0.3]
+    assert [r.label for r in search.ranking()] == ["a", "half of a", "b", "like a"]
+    assert search._shared(plans["a"], plans["like a"]) == pytest.approx(8 / 9)
+    assert search._shared(plans["a"], plans["half of a"]) == pytest.approx(1 / 2)
+    assert search._shared({0: 0}, {0: 1}) == pytest.approx(1 / 4)
+
+
 def test_a_tied_module_has_the_smallest_size_of_its_choices_in_the_uniform_plan() -> None:
     sites = fake_sites()
     tied = tuple(Choice(f"layers.0.attention.{r}", "lora", (1, 2, 4), size_variable="both") for r in "qv")
@@ -262,9 +310,9 @@ def test_a_tied_module_has_the_smallest_size_of_its_choices_in_the_uniform_plan(
 def test_the_ranking_goes_by_the_held_out_loss_with_the_weights_of_the_supernet() -> None:
     search, one_shot = searched(ScoutOptions(), budget=4 * 64)
     ranked = search.ranking()
-    assert sorted(search.losses) == [
-        search.losses[[c.label for c in search.candidates()].index(r.label)] for r in ranked
-    ]
+    assert {r.plan.digest for r in ranked} == {search.modules.plan(c.levels).digest for c in search.candidates()}
+    best = search.candidates()[int(np.argmin(search.losses))]
+    assert ranked[0] == (best.label, search.modules.plan(best.levels))
     assert ranked[0].plan == search.modules.plan(dict.fromkeys(USEFUL, 0))
     (event,) = [event for event in one_shot.events if "ranking" in event]
     assert [entry["held_out_loss"] for entry in event["ranking"]] == search.losses

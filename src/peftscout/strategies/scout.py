@@ -6,8 +6,9 @@
    follow the values (`scout_values`). No bilevel loop, no other pass.
 2. A multiple-choice knapsack on the values gives the plan of every budget from one table: the ladder. Every few steps
    the modules that no budget of interest chooses are dropped, and the steps get cheaper.
-3. The plans of the ladder, a few from shaken values, and uniform LoRA as the space has it are ranked by their loss on
-   training rows that the supernet did not see, with the supernet's weights.
+3. The plans of the ladder, a few from shaken values, those of the other measures of value, one without the op that has
+   most of the budget, and uniform LoRA as the space has it are ranked by their loss on training rows that the supernet
+   did not see, with the supernet's weights. What is much like a better one stands back.
 4. The first of them are trained as any plan is, from fresh weights and from those of the supernet (`scout_checks`).
    Uniform LoRA is trial 0 of every study, so where nothing beats it, it is the result.
 """
@@ -27,7 +28,7 @@ from peftscout.strategies.base import Problem
 from peftscout.strategies.knapsack import ladder
 from peftscout.strategies.one_shot import ALTERNATIVE_NOISE, OneShot, above_zero
 from peftscout.strategies.scout_checks import Ranked, ScoutChecks
-from peftscout.strategies.scout_options import ScoutOptions
+from peftscout.strategies.scout_options import MEASURES, Measure, ScoutOptions
 from peftscout.strategies.scout_values import GateSlopes
 
 DROPPED_WORTH = 1e-6
@@ -35,6 +36,9 @@ DROPPED_WORTH = 1e-6
 
 QUICK_CELLS = 20_000_000
 """Cells of the table by which modules are dropped: a nearly best ladder will do."""
+
+ALIKE = 0.7
+"""Share of parameters from which two plans are taken to be nearly the same."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 20
@@ -131,7 +135,10 @@ class ScoutSearch:
 
     def values(self) -> Floats:
         """Return what every level is worth, ``[modules, levels]``; next to nothing where the module was dropped."""
-        values = self.slopes.values(self.o.measure)
+        return self._values(self.o.measure)
+
+    def _values(self, measure: Measure) -> Floats:
+        values = self.slopes.values(measure)
         return above_zero(values * np.where(self.kept, 1.0, DROPPED_WORTH)[:, None], self.modules)
 
     def plans(self, budgets: Sequence[int]) -> list[dict[int, int]]:
@@ -177,7 +184,36 @@ class ScoutSearch:
         rungs = zip(self.o.ladder, self.plans(self._rungs()), strict=True)
         proposed = [("scout" if share == 1 else f"scout, {share:.0%} of the budget", plan) for share, plan in rungs]
         proposed += [("scout, alternative", plan) for plan in self._alternatives(proposed[0][1])]
+        proposed += [(f"scout, by {measure}", self._best(self._values(measure))) for measure in self._other_measures]
+        if (op := self._most_of(proposed[0][1])) is not None:
+            proposed.append((f"scout, without {op}", self._best(self._values_without(op))))
         return [*proposed, ("uniform LoRA in the space", self._uniform())]
+
+    @property
+    def _other_measures(self) -> list[Measure]:
+        """Measures of value besides that of the options: each is wrong in its own way. Saliency is only there if asked
+        for."""
+        return [measure for measure in MEASURES if measure not in (self.o.measure, "saliency")]
+
+    def _most_of(self, levels: Mapping[int, int]) -> str | None:
+        """Return the op that takes more than half of a plan's parameters; ``None`` where none does.
+
+        Values of different ops err alike within an op: gates of prefixes answer more steeply than they end, say.
+        """
+        costs: dict[str, int] = {}
+        for m, k in levels.items():
+            for op in {choice.op for choice in self.modules[m].choices}:
+                costs[op] = costs.get(op, 0) + int(self.modules.costs[m, k])
+        total = sum(costs.values())
+        return next((op for op, cost in costs.items() if cost > total / 2), None)
+
+    def _values_without(self, op: str) -> Floats:
+        held = np.array([any(choice.op == op for choice in module.choices) for module in self.modules])
+        return np.where(held[:, None], -np.inf, self.values())
+
+    def _best(self, values: Floats) -> dict[int, int]:
+        (plan,) = ladder(self.modules.costs, values, [self.budget])
+        return plan
 
     def _alternatives(self, result: dict[int, int]) -> list[dict[int, int]]:
         """Return selections by values that are shaken a little."""
@@ -234,10 +270,25 @@ class ScoutSearch:
         ]
 
     def ranking(self) -> list[Ranked]:
-        """Return all candidates, the one of the lowest held-out loss first."""
-        order = np.argsort(np.array(self.losses), kind="stable")
+        """Return all candidates, the one of the lowest held-out loss first.
+
+        Those that share more than `ALIKE` of their parameters with a better one come after all others: there are few
+        checks, and the second of two that are alike tells little.
+        """
         candidates = self.candidates()
-        return [Ranked(candidates[n].label, self.modules.plan(candidates[n].levels)) for n in order]
+        apart: list[Candidate] = []
+        alike: list[Candidate] = []
+        for n in np.argsort(np.array(self.losses), kind="stable"):
+            of_another = any(self._shared(candidates[n].levels, better.levels) > ALIKE for better in apart)
+            (alike if of_another else apart).append(candidates[n])
+        return [Ranked(c.label, self.modules.plan(c.levels)) for c in (*apart, *alike)]
+
+    def _shared(self, one: Mapping[int, int], other: Mapping[int, int]) -> float:
+        """Return the share of the parameters in either of two plans that are in both."""
+        costs, modules = self.modules.costs, one.keys() | other.keys()
+        of = [[int(costs[m, plan[m]]) if m in plan else 0 for m in modules] for plan in (one, other)]
+        shared = int(sum(map(min, *of)))
+        return shared / max(1, sum(map(max, *of)))
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
