@@ -39,11 +39,6 @@ STEPS, TRIALS, SEEDS, RANDOM_PLANS = 60, 8, 2, 6
 TRAIN, VALIDATION, SEARCH = 240, 80, 60
 """Rows."""
 
-CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{strategy: (strategy, {}) for strategy in STRATEGIES},
-}
-"""Name -> strategy and options. By default scout's pass is half a training, which is 30 steps here."""
-
 NAMES = ("Lily", "Tom", "Mia", "Ben", "Sue", "Max", "Anna", "Tim")
 ANIMALS = {
     "cat": ("red apples", "under the big tree", "the rain"),
@@ -190,9 +185,7 @@ def run(model: Path, contenders: Sequence[str]) -> None:
             else references(study_config(model, data, "random"))
         )
         for name in (name for name in contenders if name not in known):
-            strategy, options = CONTENDERS[name]
-            config = study_config(model, data, strategy, strategy_options=options)
-            append(search_row(name, config, folder / name, against))
+            append(search_row(name, study_config(model, data, name), folder / name, against))
 
 
 def read() -> list[Row]:
@@ -238,7 +231,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("model", type=Path)
-    runs.add_argument("--strategies", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    runs.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
