@@ -24,7 +24,7 @@ from peftscout.strategies.halving import SuccessiveHalving
 from peftscout.strategies.one_epoch import OneEpoch
 from peftscout.strategies.random import random_search
 
-BY_TRIALS = ("autopeft", "random", "uniform")
+BY_TRIALS = ("auto", "autopeft", "random", "uniform")
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------
