@@ -45,6 +45,7 @@ from peftscout.training.evaluator import EncodedTask, Evaluator
 from peftscout.training.kept_search import KeptSearch
 from peftscout.training.memory import PeakMemory
 from peftscout.training.one_shot import SupernetInTraining
+from peftscout.training.schedule import rates_at
 from peftscout.training.settings import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results" / "supernet_step.csv"
@@ -86,7 +87,8 @@ def make_evaluator(model: Any, precision: str) -> Evaluator:
     backbone = Backbone(model, tokenizer, ModelMap.from_model(model), reference, 512)
     task: Any = SimpleNamespace(kind="classification", metrics=("accuracy",))
     rows = make_rows(8 * ROWS)
-    settings = TrainingSettings(LearningRates().model_dump(), batch_size=ROWS, arithmetic=PRECISIONS[precision])
+    rates = rates_at(384, LearningRates().model_dump())
+    settings = TrainingSettings(rates, batch_size=ROWS, arithmetic=PRECISIONS[precision])
     return Evaluator(backbone, EncodedTask(task, rows, rows), settings)
 
 

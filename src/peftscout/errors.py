@@ -42,8 +42,16 @@ class StudyError(PeftscoutError):
     """A study folder that cannot be opened, continued or read."""
 
 
-class DivergedSupernetError(StudyError):
+class SupernetError(StudyError):
+    """A supernet that cannot be trained to its end."""
+
+
+class DivergedSupernetError(SupernetError):
     """A supernet whose loss is not finite any more."""
+
+
+class SupernetMemoryError(SupernetError):
+    """A supernet that does not fit into memory."""
 
 
 class NothingFeasibleError(StudyError):

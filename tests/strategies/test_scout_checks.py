@@ -10,7 +10,7 @@ import pytest
 from contract import drive, problem
 from test_one_shot_strategy import TRAINING, Counting, Disk
 
-from peftscout.errors import DivergedSupernetError, StudyError
+from peftscout.errors import DivergedSupernetError, StudyError, SupernetMemoryError
 from peftscout.gates import Modules
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.plan import Plan
@@ -153,9 +153,10 @@ def test_the_learning_rate_is_the_one_the_rates_were_made_for_where_it_is_allowe
         assert {r.lr_scale for r in drive(lambda _, s=s: s, p)[1:]} == {expected}
 
 
-def test_where_the_supernet_diverges_nothing_is_asked_for_and_it_says_why() -> None:
+@pytest.mark.parametrize("kind", [DivergedSupernetError, SupernetMemoryError])
+def test_where_the_supernet_cannot_be_trained_nothing_is_asked_for_and_it_says_why(kind) -> None:
     p, s, _ = checks()
-    s.search.advance = lambda one_shot: (_ for _ in ()).throw(DivergedSupernetError("the loss is nan: lower it"))
+    s.search.advance = lambda one_shot: (_ for _ in ()).throw(kind("the loss is nan: lower it"))
     assert len(drive(lambda _: s, p)) == 1
     assert s.note == "scout trains no plan: the loss is nan: lower it"
     assert s.ask(3) == []

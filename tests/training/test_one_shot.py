@@ -13,7 +13,7 @@ import torch
 
 from peftscout import tuner
 from peftscout.backbone import load_backbone
-from peftscout.errors import StudyError
+from peftscout.errors import StudyError, SupernetMemoryError
 from peftscout.gates import Gates, Modules, WeightTraining
 from peftscout.plan import Budget
 from peftscout.space import Choice, Space, load_space
@@ -68,6 +68,22 @@ def warm(one_shot: SupernetInTraining, steps: int = 4) -> Gates:
     for _ in range(steps):
         one_shot.step(gates, "train", gate_gradients=False, update_weights=True)
     return gates
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_supernet_that_does_not_fit_into_memory_says_what_to_do_and_leaves_the_backbone_as_it_was(
+    evaluator, tmp_path, error
+):
+    def search():
+        with one_shot_factory(evaluator, lora_space(evaluator), tmp_path)(TRAINING) as opened:
+            warm(opened, 1)
+            raise error
+
+    with pytest.raises(
+        SupernetMemoryError, match="space 'lora on q, v' does not fit into memory: take a smaller space"
+    ):
+        search()
+    evaluator.check_backbone()
 
 
 # -- data -----------------------------------------------------------------------------------------------------------

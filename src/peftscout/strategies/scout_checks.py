@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from peftscout.errors import ConfigError, DivergedSupernetError
+from peftscout.errors import ConfigError, SupernetError
 from peftscout.gates import WeightTraining
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
@@ -42,7 +42,7 @@ class ScoutChecks:
     The first plan is trained from fresh weights and from its weights in the supernet. The plans after it start as the
     better of the two did. The last check goes to the best plan so far, the other way round, unless it had both: so what
     the search learnt is used where it helps, and never where it does not. All that is scored stays in the study, which
-    keeps the best, uniform LoRA included. Where the supernet diverges nothing is asked for, and uniform LoRA is left.
+    keeps the best, uniform LoRA included. Where the supernet diverges or does not fit into memory nothing is asked for, and uniform LoRA is left.
 
     Attributes:
         search: on the supernet; not finished before the first `ask`.
@@ -97,7 +97,7 @@ class ScoutChecks:
         if self._requests is None:
             try:
                 self._requests = self._searched()
-            except DivergedSupernetError as error:
+            except SupernetError as error:
                 self.note = f"scout trains no plan: {error}"
                 self._requests, self._left = {}, 0
             for check, request in self._requests.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peftscout import tuner
-from peftscout.errors import DivergedSupernetError
+from peftscout.errors import DivergedSupernetError, SupernetMemoryError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.plan import Plan
 from peftscout.space import Space
@@ -38,13 +38,21 @@ REACH = 0.01
 def one_shot_factory(
     evaluator: Evaluator, space: Space, folder: Path, progress: Progress | None = None
 ) -> Callable[[WeightTraining], AbstractContextManager[SupernetInTraining]]:
-    """Return what opens the supernet of ``space`` on the evaluator's backbone; its state is kept in ``folder``."""
+    """Return what opens the supernet of ``space`` on the evaluator's backbone; its state is kept in ``folder``.
+
+    Inside, running out of memory is a `SupernetMemoryError`.
+    """
 
     @contextmanager
     def opened(training: WeightTraining) -> Iterator[SupernetInTraining]:
         one_shot = SupernetInTraining(evaluator, space, training, KeptSearch(folder), progress)
         try:
             yield one_shot
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise SupernetMemoryError(
+                f"the supernet of space {space.name!r} does not fit into memory: take a smaller space, a smaller "
+                "training.batch_size, or a strategy without a supernet, such as autopeft"
+            ) from error
         finally:
             one_shot.close()
             evaluator.check_backbone()
