@@ -285,10 +285,11 @@ class ScoutSearch:
 
     def _shared(self, one: Mapping[int, int], other: Mapping[int, int]) -> float:
         """Return the share of the parameters in either of two plans that are in both."""
-        costs, modules = self.modules.costs, one.keys() | other.keys()
-        of = [[int(costs[m, plan[m]]) if m in plan else 0 for m in modules] for plan in (one, other)]
-        shared = int(sum(map(min, *of)))
-        return shared / max(1, sum(map(max, *of)))
+        costs, modules = self.modules.costs, sorted(one.keys() | other.keys())
+        first, second = (
+            np.array([costs[m, plan[m]] if m in plan else 0 for m in modules], dtype=np.int64) for plan in (one, other)
+        )
+        return int(np.minimum(first, second).sum()) / max(1, int(np.maximum(first, second).sum()))
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

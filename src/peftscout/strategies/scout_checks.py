@@ -42,7 +42,8 @@ class ScoutChecks:
     The first plan is trained from fresh weights and from its weights in the supernet. The plans after it start as the
     better of the two did. The last check goes to the best plan so far, the other way round, unless it had both: so what
     the search learnt is used where it helps, and never where it does not. All that is scored stays in the study, which
-    keeps the best, uniform LoRA included. Where the supernet diverges or does not fit into memory nothing is asked for, and uniform LoRA is left.
+    keeps the best, uniform LoRA included. Where the supernet diverges, or does not fit into memory, nothing is asked
+    for, and uniform LoRA is left.
 
     Attributes:
         search: on the supernet; not finished before the first `ask`.
