@@ -1,6 +1,7 @@
 """CPU time and peak memory of one iteration on a supernet, relative to one plain peft LoRA step on the same modules.
 
     OMP_NUM_THREADS=1 python benchmarks/supernet_step.py --models minilm t5-small --precisions fp32 bf16
+    python benchmarks/supernet_step.py --report
 
 The plain step is peft's LoRA of the space's largest rank on every linear layer that the space puts LoRA on, with
 batches of as many rows. All variants of a case take turns in one process, after one step each to warm up; the ratio of
@@ -204,10 +205,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS[1:]), choices=list(VARIANTS[1:]))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--report", action="store_true", help="print the rows as a table, and measure nothing")
     parser.add_argument("--dry", action="store_true", help="print, and write no rows")
     parser.add_argument("--memory-of", nargs=4, metavar=("MODEL", "SPACE", "PRECISION", "VARIANT"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.report:
+        print(report())
+        return
     if args.memory_of:
         print(json.dumps(measure_memory(*args.memory_of)))
         return
@@ -217,6 +222,24 @@ def main() -> None:
                 rows = measure((model, space, precision), args.variants, args.rounds, not args.no_memory)
                 if not args.dry:
                     append(rows)
+
+
+def report() -> str:
+    """Return the rows as a Markdown table: a line for each case, time and, behind a slash, peak memory."""
+    cases: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            cases.setdefault((row["model"], row["space"], row["precision"]), {})[row["variant"]] = row
+    lines = [f"| model | space | precision | {' | '.join(VARIANTS[1:])} |", "|---" * (2 + len(VARIANTS)) + "|"]
+    for case, by in cases.items():
+        told = [_told(by[variant]) if variant in by else "" for variant in VARIANTS[1:]]
+        lines.append(f"| {' | '.join((*case, *told))} |")
+    return "\n".join(lines)
+
+
+def _told(row: dict[str, str]) -> str:
+    ratio, low, high, memory = (float(row[name]) for name in ("ratio", "lowest", "highest", "memory_ratio"))
+    return f"{ratio:.2f} [{low:.2f}-{high:.2f}] / {memory:.2f}"
 
 
 def append(rows: list[dict[str, Any]]) -> None:
