@@ -379,6 +379,18 @@ def test_one_row_that_held_for_other_modules_says_nothing_of_new_ones(make, monk
     assert notes == ["the last block computes every row: this op looks around"]
 
 
+def test_modules_for_which_one_row_failed_together_stay_without_it_though_each_alone_holds(make, monkeypatch):
+    q, norm = ("layers.1.attention.q", "lora"), ("layers.1.ffn_norm", "norm")
+    evaluator = make(note=[].append)
+    verdicts = {2: Reading(None, "not together"), 1: Reading("first")}
+    monkeypatch.setattr(shortcuts, "find_one_row", lambda model, *_: verdicts[model])
+    found = [
+        evaluator.shortcuts.position(len(sizes), Plan.of(sizes), {})
+        for sizes in ({q: 1, norm: 1}, {q: 1}, {norm: 1}, {q: 1, norm: 1})
+    ]
+    assert found == [None, "first", "first", None]
+
+
 def test_a_trial_starts_from_the_initial_state_that_it_names(make, tmp_path):
     evaluator = make(tmp_path)
     states = {}

@@ -21,7 +21,7 @@ from peftscout.strategies.autopeft import AutoPeft
 from peftscout.strategies.autopeft_design import cost_limit
 from peftscout.strategies.autopeft_options import AutoPeftOptions
 from peftscout.strategies.base import Evaluated, Problem, Strategy, trials_used
-from peftscout.strategies.scout import ScoutSearch, scout
+from peftscout.strategies.scout import scout
 from peftscout.strategies.scout_checks import ScoutChecks
 from peftscout.strategies.scout_options import ScoutOptions
 
@@ -134,7 +134,7 @@ class Auto:
     def _prior(self) -> tuple[Evaluated, ...]:
         """Return what scout expects of its own plans and of random ones whose costs spread over the log-cost axis."""
         p, search = self._problem, self._scouting.search
-        if not isinstance(search, ScoutSearch) or self._scouting.note is not None:
+        if not search.finished:  # it diverged, or was never asked
             return ()
         rng = np.random.default_rng([p.seed, 3])
         cheapest, n = p.space.cheapest().cost(p.sites), self._o.prior_plans

@@ -171,7 +171,7 @@ class ScoutSearch:
     # -- 3: ranking ---------------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
-        """Return the plans to be ranked, without repetitions: the ladder, alternatives, and uniform LoRA."""
+        """Return the plans to be ranked (see the module, 3), without repetitions."""
         if self._candidates is None:
             found: dict[tuple[tuple[int, int], ...], Candidate] = {}
             for label, levels in self._proposed():
@@ -191,8 +191,7 @@ class ScoutSearch:
 
     @property
     def _other_measures(self) -> list[Measure]:
-        """Measures of value besides that of the options: each is wrong in its own way. Saliency is only there if asked
-        for."""
+        """Measures besides that of the options, each wrong in its own way; saliency is only there if asked for."""
         return [measure for measure in MEASURES if measure not in (self.o.measure, "saliency")]
 
     def _most_of(self, levels: Mapping[int, int]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from peftscout.errors import ConfigError, SupernetError
-from peftscout.gates import WeightTraining
+from peftscout.gates import Modules, WeightTraining
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import Plan
 from peftscout.strategies.base import Problem
@@ -22,7 +22,13 @@ class Ranked(NamedTuple):
 
 
 class RankingSearch(Search, Protocol):
-    """A one-shot search that ends with a ranking."""
+    """A one-shot search that ends with a ranking.
+
+    Attributes:
+        modules: of the space.
+    """
+
+    modules: Modules
 
     def ranking(self) -> Sequence[Ranked]:
         """Return the candidates, the most promising first."""

@@ -57,8 +57,6 @@ class Shortcuts:
         self._note = note
         self._noted: set[str] = set()
         self._readings: dict[frozenset[tuple[str, str]], Reading] = {}
-        self._position: Position | None = None
-        self._one_row_holds: set[tuple[str, str]] = set()
         self._entrances: dict[FrozenPrefix, Entrance | str] = {}
         self._subsets: dict[tuple[Encoded, bytes], tuple[Encoded, str]] = {}
 
@@ -77,16 +75,14 @@ class Shortcuts:
         sites = [(model_map.sites[placement.site], placement.op) for placement in plan]
         last = {stack: len(paths) - 1 for stack, paths in model_map.blocks.items()}
         kind = frozenset((site.kind, op) for site, op in sites if site.layer == last[site.stack])
-        if self._position is not None and kind <= self._one_row_holds:
-            return self._position
         if kind not in self._readings:
+            held = {known: reading for known, reading in self._readings.items() if reading.position is not None}
+            if held and kind <= frozenset().union(*held):
+                return next(iter(held.values())).position
             reading = find_one_row(model, model_map, batch)
             self._readings[kind] = reading
             if reading.position is None:
                 self._say(f"the last block computes every row: {reading.reason}")
-            else:
-                self._position = reading.position
-                self._one_row_holds |= kind
         return self._readings[kind].position
 
     def entrance(self, model: Any, plan: Plan, batch: Batch) -> Entrance | None:
