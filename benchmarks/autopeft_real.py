@@ -18,7 +18,6 @@ cost axis does without a model; ``early-stop`` is AutoPEFT with hopeless runs st
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+import csv_rows
 from peftscout.config import StudyConfig
 from peftscout.demo import model_path
 from peftscout.engine import run_study
@@ -105,7 +105,7 @@ def rows_of(cell: Cell, prepared: Prepared, records: Sequence[Record]) -> Iterat
 
 
 def run(args: argparse.Namespace) -> None:
-    done = {(r["task"], r["contender"], r["seed"]) for r in read(args.results)}
+    done = {(r["task"], r["contender"], r["seed"]) for r in csv_rows.read(args.results)}
     cells = [Cell(task, name, seed) for seed in args.seeds for task in args.tasks for name in args.contenders]
     for cell in cells:
         if cell.key in done:
@@ -113,25 +113,7 @@ def run(args: argparse.Namespace) -> None:
         prepared = prepared_for(cell, args.glue, args.trials, args.steps)
         folder = args.studies / "-".join((*cell.key, str(args.trials), str(args.steps)))
         run_study(prepared, folder, PlainLines())
-        append(args.results, rows_of(cell, prepared, read_records(folder)))
-
-
-def read(results: Path) -> list[Row]:
-    if not results.exists():
-        return []
-    with results.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(results: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write the rows of one search in one go, so that a search is there or not."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not results.exists()
-    with results.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(list(rows))
+        csv_rows.append(args.results, COLUMNS, rows_of(cell, prepared, read_records(folder)))
 
 
 # -- reporting --------------------------------------------------------------------------------------------------------
@@ -231,9 +213,9 @@ def main() -> None:
         case "run":
             run(args)
         case "table":
-            print(table(read(args.results)))
+            print(table(csv_rows.read(args.results)))
         case "figure":
-            figure(read(args.results), args.out)
+            figure(csv_rows.read(args.results), args.out)
 
 
 if __name__ == "__main__":

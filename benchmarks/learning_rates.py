@@ -11,13 +11,13 @@ Every training appends a row to ``results/learning_rates.csv``; rows that are th
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import csv_rows
 from peftscout.config import StudyConfig
 from peftscout.demo import model_path
 from peftscout.outcome import Evaluate, Fidelity
@@ -73,15 +73,8 @@ def alone(op: str, sites: dict[str, Site]) -> Plan:
     return Plan.of({(c.site, op): min(s for s in c.sizes if s) for c in choices})
 
 
-def read() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def run(glue: Path, tasks: list[str], seeds: int) -> None:
-    done = {tuple(row[c] for c in COLUMNS[:5]) for row in read()}
+    done = {tuple(row[c] for c in COLUMNS[:5]) for row in csv_rows.read(RESULTS)}
     for task in tasks:
         data = {"source": str(glue / task), "max_train_rows": ROWS, "max_search_rows": SEARCH_ROWS}
         training = {"threads": 1, "evaluations": 1}
@@ -96,22 +89,14 @@ def run(glue: Path, tasks: list[str], seeds: int) -> None:
                 plan = alone(cell.op, dict(prepared.backbone.model_map.sites))
                 outcome = evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed))
                 loss = outcome.metrics.get("loss", "")
-                append([*cell.key, outcome.cost, outcome.score, loss, str(outcome.state), STEPS])
-
-
-def append(row: list[object]) -> None:
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_new:
-            writer.writerow(COLUMNS)
-        writer.writerow(row)
-    print(*row, flush=True)
+                row = [*cell.key, outcome.cost, outcome.score, loss, str(outcome.state), STEPS]
+                csv_rows.append(RESULTS, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
+                print(*row, flush=True)
 
 
 def table() -> None:
     """Print score and loss of every family and rate, mean over seeds."""
-    rows = read()
+    rows = csv_rows.read(RESULTS)
     tasks = sorted({row["task"] for row in rows})
     found: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:

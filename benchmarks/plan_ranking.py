@@ -16,7 +16,6 @@ bootstrap over plans. Where every plan scores the same there is no ranking and n
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations_with_replacement, permutations
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+import csv_rows
 from peftscout.config import StudyConfig
 from peftscout.demo import model_path
 from peftscout.outcome import Evaluate, Fidelity
@@ -88,20 +88,12 @@ def run(glue: Path, task: str, setting: str, plans: int, seeds: int) -> None:
 
 def append(row: tuple[object, ...]) -> None:
     """Add one row to the results."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerow(row)
+    csv_rows.append(RESULTS, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
 
 
 def read() -> list[dict[str, str]]:
     """Return all rows."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return csv_rows.read(RESULTS)
 
 
 def scores(rows: list[dict[str, str]], task: str, setting: str, by: str) -> Scores:

@@ -16,7 +16,6 @@ run can be stopped at any time. Runs of different tasks may go on side by side.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+import csv_rows
 from peftscout.config import StudyConfig
 from peftscout.demo import model_path
 from peftscout.outcome import Evaluate, Fidelity
@@ -153,20 +153,12 @@ def measure(cell: Cell, problem: Problem, evaluator: Evaluator) -> dict[str, Any
 
 
 def read() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return csv_rows.read(RESULTS)
 
 
 def append(row: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    """Add one row to the results."""
+    csv_rows.append(RESULTS, COLUMNS, [row])
 
 
 def run(args: argparse.Namespace) -> None:

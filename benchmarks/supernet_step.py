@@ -12,7 +12,6 @@ for each variant: the most that was resident while it took three steps, above wh
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import statistics
@@ -30,6 +29,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, T5Config, T5ForSequenceClassification
 
+import csv_rows
 from peftscout.architecture import ModelMap
 from peftscout.backbone import Backbone
 from peftscout.config import LearningRates
@@ -221,15 +221,14 @@ def main() -> None:
             for precision in args.precisions:
                 rows = measure((model, space, precision), args.variants, args.rounds, not args.no_memory)
                 if not args.dry:
-                    append(rows)
+                    csv_rows.append(RESULTS, COLUMNS, rows)
 
 
 def report() -> str:
     """Return the rows as a Markdown table: a line for each case, time and, behind a slash, peak memory."""
     cases: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            cases.setdefault((row["model"], row["space"], row["precision"]), {})[row["variant"]] = row
+    for row in csv_rows.read(RESULTS):
+        cases.setdefault((row["model"], row["space"], row["precision"]), {})[row["variant"]] = row
     lines = [f"| model | space | precision | {' | '.join(VARIANTS[1:])} |", "|---" * (2 + len(VARIANTS)) + "|"]
     for case, by in cases.items():
         told = [_told(by[variant]) if variant in by else "" for variant in VARIANTS[1:]]
@@ -240,15 +239,6 @@ def report() -> str:
 def _told(row: dict[str, str]) -> str:
     ratio, low, high, memory = (float(row[name]) for name in ("ratio", "lowest", "highest", "memory_ratio"))
     return f"{ratio:.2f} [{low:.2f}-{high:.2f}] / {memory:.2f}"
-
-
-def append(rows: list[dict[str, Any]]) -> None:
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

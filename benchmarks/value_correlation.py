@@ -22,7 +22,6 @@ trainings: what no predictor can be expected to exceed by much. Intervals are of
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+import csv_rows
 from peftscout.gates import Gates, Modules
 from peftscout.outcome import Evaluate, Fidelity
 from peftscout.plan import Budget, Plan
@@ -111,21 +111,12 @@ def run(args: argparse.Namespace) -> None:
 
 def read() -> list[dict[str, str]]:
     """Return all rows."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return csv_rows.read(RESULTS)
 
 
 def append(row: dict[str, Any]) -> None:
     """Add one row to the results."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    csv_rows.append(RESULTS, COLUMNS, [row])
 
 
 Columns = dict[str, np.ndarray]

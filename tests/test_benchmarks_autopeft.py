@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import autopeft_real as bench
+import csv_rows
 from fake_sites import fake_sites
 from peftscout.ledger import Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
@@ -78,7 +79,7 @@ def test_a_run_that_goes_on_from_a_rung_takes_the_steps_in_between_and_the_basel
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):
     path = tmp_path / "results" / "rows.csv"
-    bench.append(path, iter([row()]))
-    bench.append(path, iter([row(seed=1)]))
-    assert bench.read(path) == [row(), row(seed=1)]
-    assert bench.read(tmp_path / "none.csv") == []
+    csv_rows.append(path, bench.COLUMNS, iter([row()]))
+    csv_rows.append(path, bench.COLUMNS, iter([row(seed=1)]))
+    assert csv_rows.read(path) == [row(), row(seed=1)]
+    assert csv_rows.read(tmp_path / "none.csv") == []
