@@ -47,6 +47,14 @@ class Prepared:
     arithmetic: Arithmetic
     earlier: Earlier | None = None
     own_training: OwnTraining | None = None
+    in_memory: bool = False
+
+    @property
+    def tied_to_this_process(self) -> str:
+        """Why no other process can prepare the same, in words; empty when one can."""
+        if self.own_training is not None:
+            return "a training of your own is a function of this process"
+        return "the data are in the memory of this process; write them to files" if self.in_memory else ""
 
     @property
     def problem(self) -> Problem:
@@ -81,7 +89,7 @@ class Prepared:
         }
         if self.own_training is not None:
             model["own_training"] = name_of(self.own_training)
-        return Header(self.config.to_mapping(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
+        return Header(self.config.deciding(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
 
     def continuing(self, folder: Path) -> Prepared:
         """Return this with what the study in ``folder`` began with: its arithmetic, if there is one and the config
@@ -158,7 +166,17 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, backbone.place or Accelerator().device)
     return Prepared(
-        config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic, own_training=own_training
+        config,
+        task,
+        backbone,
+        budget,
+        space,
+        baseline,
+        fidelity,
+        multi_fidelity,
+        arithmetic,
+        own_training=own_training,
+        in_memory=dataset is not None,
     )
 
 
