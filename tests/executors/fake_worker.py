@@ -19,8 +19,9 @@ def say(message: dict[str, Any]) -> None:
 def outcome_of(job: dict[str, Any], state: str = "done", cost: int | None = None, message: str = "") -> dict[str, Any]:
     """The score is the seed / 1000: every request has its own."""
     cost = job["request"]["cost"] if cost is None else cost
+    score = job["request"]["seed"] / 1000 if state == "done" else None
     return {
-        "state": state, "cost": cost, "score": job["request"]["seed"] / 1000 if state == "done" else None, "metrics": {},
+        "state": state, "cost": cost, "score": score, "metrics": {},
         "seconds": 0.0, "steps": 1, "passes": 1.0, "tokens": 0, "real_tokens": 0, "peak_memory": 0, "curve": [],
         "message": message,
     }  # fmt: skip
