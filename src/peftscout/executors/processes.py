@@ -87,7 +87,7 @@ class ProcessExecutor:
         environments: variables of each worker, in turn: which GPU it sees.
         progress: is told the steps of a job, where there is one worker.
         note: is told what workers have to say.
-        command: the program.
+        command: the program; by default `COMMAND`.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class ProcessExecutor:
         environments: Sequence[Mapping[str, str]] = ({},),
         progress: Progress | None = None,
         note: Callable[[str], None] = lambda text: None,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.workers = workers
-        self._start, self._logs, self._command = start, logs, command
+        self._start, self._logs, self._command = start, logs, command or COMMAND
         self._trial_timeout, self._environments = trial_timeout, environments
         self._progress, self._note = progress, note
         self._noted: set[str] = set()
