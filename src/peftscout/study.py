@@ -254,12 +254,17 @@ def write_json(path: Path, data: Any) -> None:
     unfinished.replace(path)
 
 
-def _write_file(folder: Path, name: str, data: bytes) -> None:
+def is_made_by_trials(name: str) -> bool:
+    """Whether a file that a worker sends may be written below a trial's folder: no path out of it, nothing unknown."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.suffix not in _MADE:
+    return not path.is_absolute() and ".." not in path.parts and path.suffix in _MADE
+
+
+def _write_file(folder: Path, name: str, data: bytes) -> None:
+    if not is_made_by_trials(name):
         raise StudyError(f"{name!r}: a worker sent what no trial makes")
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).write_bytes(data)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
 
 
 def _read_text(path: Path) -> str | None:
