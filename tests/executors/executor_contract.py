@@ -99,7 +99,7 @@ class ExecutorContract:
         asked = jobs(tmp_path, "", "")
         executor.submit(asked)
         for event in all_events(executor):
-            made = event.files.get("made") or (event.job.staging / "made").read_bytes()
+            made = event.files.get("made.json") or (event.job.staging / "made").read_bytes()
             assert made.split()[0] == str(event.job.number).encode()
 
     def test_closing_stops_what_runs_and_can_be_done_twice(self, executor, tmp_path):

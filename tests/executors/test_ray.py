@@ -50,7 +50,9 @@ def _requests_with_their_cost(monkeypatch, request):
         monkeypatch.setattr(Evaluate, "to_json", lambda self: {**plain(self), "cost": COST})
 
 
-def on_ray(folder: Path, *, together: int = 1, behaviour: str = "", most: int | None = 2, cpus: float = 0.1, **options) -> RayExecutor:
+def on_ray(
+    folder: Path, *, together: int = 1, behaviour: str = "", most: int | None = 2, cpus: float = 0.1, **options
+) -> RayExecutor:
     start = Start(header={"together": together, "behaviour": behaviour}, cache=str(folder), stacks=True)
     return RayExecutor(start, Need(cpus=cpus), most=most, worker=FakeRayWorker, **options)
 
