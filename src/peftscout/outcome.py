@@ -95,6 +95,7 @@ class Evaluate:
         label: for people, such as ``uniform lora r=8 on q,v``; not part of the identity.
         initial: name of the state to start from, such as a slice of a trained supernet; empty: fresh weights by seed.
         task: name of the task to train on; empty: the study's own, see `Problem.tasks`.
+        op_lr_scales: further factors on the learning rate of single op families, such as ``(("lora", 3.0),)``.
     """
 
     plan: Plan
@@ -104,6 +105,11 @@ class Evaluate:
     label: str = field(default="", compare=False)
     initial: str = ""
     task: str = ""
+    op_lr_scales: tuple[tuple[str, float], ...] = ()
+
+    def lr_factor(self, op: str) -> float:
+        """Return the factor on the learning rate of an op family, or of the head."""
+        return self.lr_scale * dict(self.op_lr_scales).get(op, 1.0)
 
     @property
     def key(self) -> str:
@@ -123,6 +129,7 @@ class Evaluate:
         """What came later counts only where it is used: identities in older ledgers stay what they are."""
         later: list[Any] = [self.initial] if self.initial else []
         later += [{"task": self.task}] if self.task else []
+        later += [{"op_lr_scales": self.op_lr_scales}] if self.op_lr_scales else []
         return hashlib.sha256(json.dumps(identity + later).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class Evaluate:
             "lr_scale": self.lr_scale,
             "label": self.label,
         }
-        later = {"initial": self.initial, "task": self.task}
+        later = {"initial": self.initial, "task": self.task, "op_lr_scales": [list(s) for s in self.op_lr_scales]}
         return data | {name: value for name, value in later.items() if value}
 
     @classmethod
@@ -142,6 +149,7 @@ class Evaluate:
         """Read the JSON form."""
         fidelity = Fidelity.from_json(data["fidelity"])
         later = {name: data[name] for name in ("initial", "task") if name in data}
+        later["op_lr_scales"] = tuple((op, scale) for op, scale in data.get("op_lr_scales", ()))
         return cls(Plan.from_json(data["plan"]), fidelity, data["seed"], data["lr_scale"], data["label"], **later)
 
 

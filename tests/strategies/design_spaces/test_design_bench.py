@@ -1,5 +1,7 @@
 """Requests and outcomes on one task or several; nothing is asked for twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from peftscout.strategies.base import Problem
 from peftscout.strategies.design_spaces.bench import Bench
 from peftscout.strategies.design_spaces.compilation import Compiled
 from peftscout.strategies.design_spaces.decision import compare, decide
-from peftscout.strategies.design_spaces.genotype import canonical_genotype
+from peftscout.strategies.design_spaces.genotype import Rates, canonical_genotype
 from peftscout.strategies.design_spaces.layout import layout
 from peftscout.strategies.design_spaces.populations import Candidate
 from peftscout.strategies.design_spaces.statistics import standardise
@@ -61,6 +63,16 @@ def test_the_baseline_counts_as_asked_for():
     assert bench.left == 2
     assert bench.is_spent(Evaluate(BASELINE, Fidelity(200, 0.5), 7))
     assert Bench(problem()).left is None
+
+
+def test_a_request_has_the_learning_rates_of_the_methods_that_its_plan_has():
+    one = candidate(3)
+    rates = Rates(0.5, (("lora", 3.0), ("serial", 2.0)))
+    request = Bench(problem()).request(replace(one, genotype=replace(one.genotype, rates=rates)), 1.0, 0, "")
+    assert request.plan.ops == ("serial",)
+    assert request.op_lr_scales == (("serial", 2.0),)
+    assert request.lr_factor("serial") == 1.0
+    assert request.lr_factor("head") == 0.5
 
 
 def test_a_batch_larger_than_what_is_left_is_a_mistake_of_the_procedure():

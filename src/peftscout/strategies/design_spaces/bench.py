@@ -65,7 +65,9 @@ class Bench:
         """
         fidelity = replace(self._problem.fidelity, steps=self.steps(share))
         seed = self._problem.seed + base_model
-        return Evaluate(candidate.compiled.plan, fidelity, seed, candidate.genotype.lr_scale, label)
+        plan, rates = candidate.compiled.plan, candidate.genotype.rates
+        by_op = tuple((op, factor) for op, factor in rates.by_op if op in plan.ops)
+        return Evaluate(plan, fidelity, seed, rates.lr_scale, label, op_lr_scales=by_op)
 
     def ask(self, models: Sequence[Evaluate]) -> Procedure[None]:
         """Have ``models`` trained on every task and wait for all outcomes; those that are known cost nothing."""

@@ -88,7 +88,7 @@ class DesignSpacesSearch:
             self._layout,
             problem.budget,
             Compilation(options.tolerance, options.frozen_share),
-            LearningRates(problem.lr_scales, options.lr_between),
+            LearningRates(problem.lr_scales, options.lr_between, options.lr_of_each),
             options.largest_shortfall,
         )
         sampler.require_possible(space, problem.seed)
