@@ -57,6 +57,9 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         if prepared.earlier is not None:
             prepared.earlier.save(folder)
             reporter.note(prepared.earlier.note)
+        for name, other in prepared.others.items():
+            for note in other.task.notes:
+                reporter.note(f"{name}: {note}")
         runner = Runner(study, executor, prepared.backbone.model_map.sites, reporter)
         supernet = SupernetHere(prepared, here, folder / "search", reporter)
         best, baseline = _search(prepared, runner, supernet)
@@ -127,7 +130,8 @@ def _search(prepared: Prepared, runner: Runner, supernet: SupernetHere) -> tuple
     if (earlier := _best_observed(prepared, records)) is not None:
         records += runner.run([earlier], "search")
     runner.reporter.planned(len(records) + later)
-    return _best_of([r for r in records if prepared.may_be_chosen(r.request.plan)]), records[0]
+    of_own_task = [r for r in records if not r.request.task]
+    return _best_of([r for r in of_own_task if prepared.may_be_chosen(r.request.plan)]), records[0]
 
 
 def _best_observed(prepared: Prepared, records: list[Record]) -> Evaluate | None:

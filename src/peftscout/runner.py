@@ -102,7 +102,7 @@ class Runner:
 
     def _reported(self, record: Record, recalled: bool) -> Record:
         score = None if record.outcome is None else record.outcome.score
-        if score is not None and record.stage != "final":
+        if score is not None and record.stage != "final" and not record.request.task:
             self._best = score if self._best is None else max(score, self._best)
         self.reporter.finished(record, self._best, recalled)
         return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from peftscout.executors.base import Job
 from peftscout.outcome import Outcome
-from peftscout.preparation import Prepared, encode_split, make_evaluator
+from peftscout.preparation import Prepared, encode_split, make_evaluators
 from peftscout.tasks import Encoded
 from peftscout.training.evaluator import Evaluator, save_adapter
 from peftscout.training.loop import Progress
@@ -37,9 +37,14 @@ class Workplace:
         self._cache, self._stacks, self._note = cache, stacks, note
 
     @cached_property
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """By `Evaluate.task`, with their backbones on their device."""
+        return make_evaluators(self.prepared, self._cache, self._note)
+
+    @property
     def evaluator(self) -> Evaluator:
-        """With the backbone on its device."""
-        return make_evaluator(self.prepared, self._cache, self._note)
+        """That of the study's own task."""
+        return self.evaluators[""]
 
     @cached_property
     def report_rows(self) -> Encoded:
@@ -49,20 +54,32 @@ class Workplace:
     @property
     def together(self) -> int:
         """Jobs that are worth sharing their passes."""
-        return capacity(self.evaluator) if self._stacks else 1
+        return min(map(capacity, self.evaluators.values())) if self._stacks else 1
 
     def do(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Outcome]:
         """Return the outcomes of ``jobs``, in order. Only Ctrl-C is raised."""
-        if len(jobs) > 1 and not any(job.alone for job in jobs):
-            requests = [job.request for job in jobs]
-            return evaluate_together(
-                self.evaluator, requests, after=lambda n, model: self._leave(jobs[n], model), progress=progress
-            )
-        return [self._do(job, progress) for job in jobs]
+        if any(job.alone for job in jobs):
+            return [self._alone(job, progress) for job in jobs]
+        outcomes: dict[str, Outcome] = {}
+        for task in {job.request.task for job in jobs}:
+            own = [job for job in jobs if job.request.task == task]
+            outcomes |= zip((job.attempt for job in own), self._together(task, own, progress), strict=True)
+        return [outcomes[job.attempt] for job in jobs]
 
-    def _do(self, job: Job, progress: Progress | None) -> Outcome:
-        with self.evaluator.in_micro_batches(job.micro_batches):
-            return self.evaluator(job.request, after=lambda model: self._leave(job, model), progress=progress)
+    def _together(self, task: str, jobs: Sequence[Job], progress: Progress | None) -> list[Outcome]:
+        if len(jobs) == 1:
+            return [self._alone(jobs[0], progress)]
+        return evaluate_together(
+            self.evaluators[task],
+            [job.request for job in jobs],
+            after=lambda n, model: self._leave(jobs[n], model),
+            progress=progress,
+        )
+
+    def _alone(self, job: Job, progress: Progress | None) -> Outcome:
+        evaluator = self.evaluators[job.request.task]
+        with evaluator.in_micro_batches(job.micro_batches):
+            return evaluator(job.request, after=lambda model: self._leave(job, model), progress=progress)
 
     def _leave(self, job: Job, model: Any) -> None:
         """Write what a job made; what it left when it failed after that is gone with its staging folder."""
