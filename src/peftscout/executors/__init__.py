@@ -93,7 +93,8 @@ def _on_ray(prepared: Prepared, header: Header, folder: Path, reporter: Reporter
 
 def memory_of_worker(prepared: Prepared) -> int:
     """Return the main memory that a worker takes, in bytes: libraries, and the weights twice while they are loaded."""
-    return LIBRARIES + 2 * sum(p.numel() * p.element_size() for p in prepared.backbone.model.parameters())
+    weights = sum(int(p.numel() * p.element_size()) for p in prepared.backbone.model.parameters())
+    return LIBRARIES + 2 * weights
 
 
 def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False) -> Start:
