@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from peftscout.database import database_url, shown
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Outcome, State
 
@@ -161,7 +162,9 @@ def _record(trial: FrozenTrial) -> Record:
 
 def _storage(place: Path | str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(place))) if isinstance(place, Path) else RDBStorage(place)
+    if isinstance(place, Path):
+        return JournalStorage(JournalFileBackend(str(place)))
+    return RDBStorage(database_url(place).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
 
 
 @contextmanager
@@ -169,7 +172,8 @@ def _as_study_error(place: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError, ValueError, KeyError, OptunaError, SQLAlchemyError) as error:
-        raise StudyError(f"ledger {place}: cannot be opened: {error}") from None
+        named = place if isinstance(place, Path) else shown(place)
+        raise StudyError(f"ledger {named}: cannot be opened: {error}") from None
 
 
 def cut_torn_tail(journal: Path) -> None:

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from peftscout.config import StudyConfig, config_diff
+from peftscout.database import WriteLock
 from peftscout.errors import StudyError
 from peftscout.ledger import Ledger, Record
 from peftscout.outcome import Outcome
@@ -105,6 +107,8 @@ class Study:
         self.header = header
         self._storage = storage
         self._lock = FileLock(folder / "lock", blocking=False)
+        self._database: WriteLock | None = None
+        self._taken_back = ExitStack()
         self.ledger: Ledger
 
     def __enter__(self) -> Self:
@@ -117,18 +121,19 @@ class Study:
             raise StudyError(
                 f"{self.folder}: {holder} is working in it; wait for it, or choose another --study"
             ) from None
-        try:
+        with ExitStack() as taken_back:
+            taken_back.callback(self._lock.release)
             (self.folder / "lock.holder").write_text(f"process {os.getpid()}")
             self._write_or_compare_header()
+            if self._storage is not None:
+                self._database = taken_back.enter_context(WriteLock(self._storage, self._ledger_name()))
             self.ledger = Ledger.at(self._storage or self.folder / "ledger.journal", name=self._ledger_name())
-        except BaseException:
-            self._lock.release()
-            raise
+            self._taken_back = taken_back.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         (self.folder / "lock.holder").unlink(missing_ok=True)
-        self._lock.release()
+        self._taken_back.close()
 
     def _ledger_name(self) -> str:
         return "peftscout" if self._storage is None else self.folder.resolve().name
@@ -187,6 +192,8 @@ class Study:
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """Write the outcome of a trial: first beside its adapter, then, as the last word, into the ledger."""
+        if self._database is not None:
+            self._database.check()
         write_json(self.trial_folder(number) / "outcome.json", outcome.to_json())
         self.ledger.finish(number, outcome)
 
