@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -59,9 +59,15 @@ class Ledger:
     """Append-only record of evaluations in any Optuna storage."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._records = {t.number: _record(t) for t in self._trials()}
-        self._finished = sum(record.outcome is not None for record in self.records())
+        self._study, self._storage = study, study._storage
+        self._records: dict[int, Record] = {}
+        self._ids: dict[int, int] = {}
+        self._ended: dict[str, int] = {}
+        self._open: dict[tuple[Stage, str], int] = {}
+        self._free: list[FrozenTrial] | None = None
+        for trial in self._trials():
+            self._take(_record(trial), trial._trial_id)
+        self._finished = len(self._ended)
 
     @classmethod
     def at(cls, place: Path | str, *, name: str = STUDY_NAME) -> Ledger:
@@ -98,7 +104,8 @@ class Ledger:
 
     def recall(self, request: Evaluate) -> Record | None:
         """Return the finished record of an equal request, whatever its stage."""
-        return next((r for r in self.records() if r.outcome is not None and r.request.key == request.key), None)
+        number = self._ended.get(request.key)
+        return None if number is None else self._records[number]
 
     def record(self, number: int) -> Record:
         """Return the record of a trial."""
@@ -109,33 +116,51 @@ class Ledger:
 
         ``told`` is how many outcomes the strategy knew that asked for it.
         """
-        for record in self.records():
-            if record.outcome is None and record.stage == stage and record.request.key == request.key:
-                return record.number
-        trial = self._unused() or self._study.ask()
-        trial.set_user_attr("plan", str(request.plan))
-        trial.set_user_attr("label", request.label)
-        trial.set_user_attr("stage", stage)
+        if (interrupted := self._open.get((stage, request.key))) is not None:
+            return interrupted
+        attributes = {"plan": str(request.plan), "label": request.label, "stage": stage}
         if told is not None:
-            trial.set_user_attr("told", told)
-        trial.set_user_attr("request", request.to_json())
-        self._records[trial.number] = Record(trial.number, stage, request, None, told)
-        return trial.number
+            attributes["told"] = told
+        number, trial_id = self._new_trial(attributes | {"request": request.to_json()})
+        self._take(Record(number, stage, request, None, told), trial_id)
+        return number
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """Write down what became of a started request."""
-        trial = next(t for t in self._trials() if t.number == number)
-        live = optuna.trial.Trial(self._study, trial._trial_id)
-        live.set_user_attr("cost", outcome.cost)
-        live.set_user_attr("finished", self._finished)
-        live.set_user_attr("outcome", outcome.to_json())
+        attributes = {"cost": outcome.cost, "finished": self._finished, "outcome": outcome.to_json()}
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(self._ids[number], name, value)
         self._tell(number, outcome)
-        self._records[number] = replace(self._records[number], outcome=outcome, finished=self._finished)
+        self._take(replace(self._records[number], outcome=outcome, finished=self._finished), self._ids[number])
         self._finished += 1
+
+    def _take(self, record: Record, trial_id: int) -> None:
+        """Keep a record, new or changed, where it is found again without going through all of them."""
+        self._records[record.number], self._ids[record.number] = record, trial_id
+        place = record.stage, record.request.key
+        if record.outcome is None:
+            self._open.setdefault(place, record.number)
+        else:
+            self._open.pop(place, None)
+            self._ended.setdefault(record.request.key, record.number)
+
+    def _new_trial(self, attributes: dict[str, Any]) -> tuple[int, int]:
+        """Write a running trial in one piece; return its number and Optuna's id.
+
+        One that a crash left between Optuna's own record and ours, as older versions could, is used first.
+        """
+        if (unused := self._unused()) is not None:
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(unused._trial_id, name, value)
+            return unused.number, unused._trial_id
+        trial = optuna.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        trial_id = self._storage.create_new_trial(self._study._study_id, trial)
+        return self._storage.get_trial_number_from_id(trial_id), trial_id
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         state = _OPTUNA_STATE.get(outcome.state, TrialState.FAIL)
-        self._study.tell(number, outcome.score if outcome.done else None, state=state)
+        values = None if outcome.score is None else [outcome.score]
+        self._storage.set_trial_state_values(self._ids[number], state, values)
 
     def _complete_half_told(self) -> None:
         """Finish what a crash left between the outcome and Optuna's own state."""
@@ -146,11 +171,12 @@ class Ledger:
     def _trials(self) -> Iterator[FrozenTrial]:
         return (t for t in self._study.get_trials(deepcopy=False) if "request" in t.user_attrs)
 
-    def _unused(self) -> optuna.trial.Trial | None:
-        """A trial that a crash left between Optuna's own record and ours: it was never started, its number is free."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        free = next((t for t in running if "request" not in t.user_attrs), None)
-        return None if free is None else optuna.trial.Trial(self._study, free._trial_id)
+    def _unused(self) -> FrozenTrial | None:
+        """Return a trial that was never started: its number is free. Looked for once, as no new ones come up."""
+        if self._free is None:
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            self._free = [trial for trial in running if "request" not in trial.user_attrs]
+        return self._free.pop(0) if self._free else None
 
 
 def _record(trial: FrozenTrial) -> Record:
