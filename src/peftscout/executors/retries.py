@@ -46,6 +46,11 @@ class Retrying:
         return self.executor.workers
 
     @property
+    def capacity(self) -> int:
+        """Jobs that are worth having under way at once."""
+        return self.executor.capacity
+
+    @property
     def room(self) -> int:
         """Jobs that are worth submitting now."""
         return self.executor.room
