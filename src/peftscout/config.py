@@ -158,7 +158,8 @@ class ExecutorConfig(_Section):
         kind: ``local``: on this machine; ``ray``: on the machines of a Ray cluster (extra ``ray``).
         workers: processes that evaluate side by side; ``None``: one; on Ray as many as the cluster has room for.
         isolate: ``process`` evaluates in a process of its own, which may die without harm to the search; ``none`` in
-            that of the search; ``auto`` in one of its own on a GPU, with several workers, or with a time limit.
+            that of the search; ``auto`` in one of its own with several workers, with a time limit, and on a GPU, unless
+            ``device_map`` or quantisation have the search itself hold the model there.
         trial_timeout: seconds after which an evaluation is stopped and recorded as failed.
         retries: how often an evaluation is tried again whose worker was lost.
         gpus_per_trial: share of a GPU that an evaluation takes: 0.25 puts four on one GPU.

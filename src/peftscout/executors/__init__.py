@@ -64,7 +64,7 @@ def _chosen(prepared: Prepared, header: Header, folder: Path, workplace: Workpla
     if reason := prepared.tied_to_this_process:
         if asked:
             raise ConfigError(f"executor: {reason}, so evaluations cannot leave it; use one worker and isolate: none")
-    elif asked or (config.isolate == "auto" and gpus):
+    elif asked or (config.isolate == "auto" and gpus and prepared.backbone.place is None):
         return ProcessExecutor(
             start_of(prepared, header, folder, steps=workers == 1),
             workers,
