@@ -118,7 +118,7 @@ class Ledger:
         """
         if (interrupted := self._open.get((stage, request.key))) is not None:
             return interrupted
-        attributes = {"plan": str(request.plan), "label": request.label, "stage": stage}
+        attributes: dict[str, Any] = {"plan": str(request.plan), "label": request.label, "stage": stage}
         if told is not None:
             attributes["told"] = told
         number, trial_id = self._new_trial(attributes | {"request": request.to_json()})

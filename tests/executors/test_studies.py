@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,11 +16,12 @@ import peftscout
 from peftscout.api import search_config
 from peftscout.config import StudyConfig
 from peftscout.errors import ConfigError, ExecutorError
-from peftscout.executors import environments, processes, worker
-from peftscout.executors.messages import Start, Work, read_told
+from peftscout.executors import Job, environments, processes, worker
+from peftscout.executors.messages import JobData, Start, Work, read_answer, read_told
+from peftscout.executors.ray_worker import RayWorker
 from peftscout.outcome import Outcome, State
 from peftscout.report.progress import Silent
-from peftscout.study import read_records
+from peftscout.study import is_made_by_trials, read_records
 from tiny_task import save_tiny_model, write_task
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -205,6 +207,33 @@ def test_a_worker_that_finds_other_data_than_the_search_refuses_to_work(config, 
     said: list = []
     worker.work(Start(header=header, cache=str(tmp_path), stacks=True), SimpleQueue().get, said.append)
     assert [message.kind for message in said] == ["refused"]
+
+
+def test_a_worker_on_a_machine_without_the_study_has_a_cache_of_its_own_and_sends_what_it_made(
+    config, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    record = read_records(in_process.folder)[1]
+    header = json.loads((in_process.folder / "study.json").read_text())
+    elsewhere = Start(header=header, cache=str(tmp_path / "nowhere" / "cache"), stacks=True)
+    actor = RayWorker(elsewhere.line(), str(tmp_path / "nowhere"))
+    line, shared = actor.load()
+    assert read_answer(line).kind == "ready"
+    assert not shared
+    job = Job(1, record.request, Path("/no/such/folder"), predict=True)
+    ((line, files),) = actor.work([JobData.of(job).line()], {"0123456789abcdef": b"a state"})
+    answer = read_answer(line)
+    assert (answer.attempt, answer.outcome.score) == (job.attempt, record.outcome.score)
+    assert {"adapter/adapter_model.safetensors", "predictions.safetensors"} <= set(files)
+    assert all(map(is_made_by_trials, files))
+    trained = in_process.folder / "trials" / "001" / "adapter" / "adapter_model.safetensors"
+    assert files["adapter/adapter_model.safetensors"] == trained.read_bytes()
+    (cache,) = tmp_path.glob("peftscout-*")
+    assert (cache / "initial" / "0123456789abcdef.safetensors").read_bytes() == b"a state"
+    assert not (tmp_path / "nowhere").exists()
+    here = Start(header=header, cache=str(in_process.folder / "cache"), stacks=True)
+    assert RayWorker(here.line(), ".")._shared
 
 
 def test_an_error_of_the_gpu_that_stays_ends_the_worker_and_running_out_of_memory_does_not():
