@@ -42,12 +42,16 @@ class Record:
         stage: ``search``; ``tune`` (learning rate of the two contenders); ``final`` (comparison on the report split).
         request: what was asked.
         outcome: ``None`` while it runs, or when it was interrupted.
+        told: outcomes that the strategy had been told when it asked for this; ``None``: it was not the strategy.
+        finished: outcomes that were recorded before this one: the order of completion.
     """
 
     number: int
     stage: Stage
     request: Evaluate
     outcome: Outcome | None
+    told: int | None = None
+    finished: int | None = None
 
 
 class Ledger:
@@ -56,6 +60,7 @@ class Ledger:
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
         self._records = {t.number: _record(t) for t in self._trials()}
+        self._finished = sum(record.outcome is not None for record in self.records())
 
     @classmethod
     def at(cls, place: Path | str, *, name: str = STUDY_NAME) -> Ledger:
@@ -94,8 +99,15 @@ class Ledger:
         """Return the finished record of an equal request, whatever its stage."""
         return next((r for r in self.records() if r.outcome is not None and r.request.key == request.key), None)
 
-    def start(self, request: Evaluate, stage: Stage) -> int:
-        """Write down that ``request`` is about to run; an interrupted equal request keeps its number."""
+    def record(self, number: int) -> Record:
+        """Return the record of a trial."""
+        return self._records[number]
+
+    def start(self, request: Evaluate, stage: Stage, told: int | None = None) -> int:
+        """Write down that ``request`` is about to run; an interrupted equal request keeps its number.
+
+        ``told`` is how many outcomes the strategy knew that asked for it.
+        """
         for record in self.records():
             if record.outcome is None and record.stage == stage and record.request.key == request.key:
                 return record.number
@@ -103,8 +115,10 @@ class Ledger:
         trial.set_user_attr("plan", str(request.plan))
         trial.set_user_attr("label", request.label)
         trial.set_user_attr("stage", stage)
+        if told is not None:
+            trial.set_user_attr("told", told)
         trial.set_user_attr("request", request.to_json())
-        self._records[trial.number] = Record(trial.number, stage, request, None)
+        self._records[trial.number] = Record(trial.number, stage, request, None, told)
         return trial.number
 
     def finish(self, number: int, outcome: Outcome) -> None:
@@ -112,9 +126,11 @@ class Ledger:
         trial = next(t for t in self._trials() if t.number == number)
         live = optuna.trial.Trial(self._study, trial._trial_id)
         live.set_user_attr("cost", outcome.cost)
+        live.set_user_attr("finished", self._finished)
         live.set_user_attr("outcome", outcome.to_json())
         self._tell(number, outcome)
-        self._records[number] = replace(self._records[number], outcome=outcome)
+        self._records[number] = replace(self._records[number], outcome=outcome, finished=self._finished)
+        self._finished += 1
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         state = _OPTUNA_STATE.get(outcome.state, TrialState.FAIL)
@@ -139,7 +155,8 @@ class Ledger:
 def _record(trial: FrozenTrial) -> Record:
     attributes = trial.user_attrs
     outcome = Outcome.from_json(attributes["outcome"]) if "outcome" in attributes else None
-    return Record(trial.number, attributes["stage"], Evaluate.from_json(attributes["request"]), outcome)
+    request, told = Evaluate.from_json(attributes["request"]), attributes.get("told")
+    return Record(trial.number, attributes["stage"], request, outcome, told, attributes.get("finished"))
 
 
 def _storage(place: Path | str) -> BaseStorage:

@@ -5,6 +5,7 @@ STUDY/
   study.json        what decides the study: config, data manifest, model fingerprint, versions (written once)
   ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
   trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.safetensors for the final comparison
+  workers/N.log     what the N-th worker process printed, where there are any
   cache/            token ids
   summary.json      written at the end
   lock              held while a process works in the folder
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -32,6 +33,9 @@ from peftscout.plan import Plan
 
 SCHEMA = 1
 """Version of ``study.json`` and ``summary.json``."""
+
+_MADE = (".safetensors", ".json", ".md")
+"""Endings of the files of a trial."""
 
 _VERSIONED = ("peftscout", "torch", "transformers", "peft")
 
@@ -166,6 +170,21 @@ class Study:
         write_json(folder / "plan.json", plan.to_json())
         return folder
 
+    def accept(self, number: int, staging: Path, files: Mapping[str, bytes]) -> None:
+        """Move what a try of a trial made from ``staging``, or from ``files``, into the trial's folder.
+
+        Raises:
+            StudyError: when a file would land elsewhere, or is of a kind that no trial makes.
+        """
+        for name, data in files.items():
+            _write_file(staging, name, data)
+        folder = self.trial_folder(number)
+        if staging.is_dir():
+            for made in staging.iterdir():
+                made.replace(folder / made.name)
+        for tried in folder.glob("attempt-*"):
+            shutil.rmtree(tried, ignore_errors=True)
+
     def finish(self, number: int, outcome: Outcome) -> None:
         """Write the outcome of a trial: first beside its adapter, then, as the last word, into the ledger."""
         write_json(self.trial_folder(number) / "outcome.json", outcome.to_json())
@@ -233,6 +252,14 @@ def write_json(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _write_file(folder: Path, name: str, data: bytes) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.suffix not in _MADE:
+        raise StudyError(f"{name!r}: a worker sent what no trial makes")
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(data)
 
 
 def _read_text(path: Path) -> str | None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,17 @@ class Evaluator:
         except Exception as error:
             return failed(error, cost, time.perf_counter() - started)
         return done(run, cost, time.perf_counter() - started, memory.peak)
+
+    @contextmanager
+    def in_micro_batches(self, parts: int) -> Iterator[None]:
+        """Divide every pass into so many: less memory for the same training. The batch of a step stays what it is."""
+        whole = self.settings
+        smaller = max(1, whole.eval_batch_size // parts)
+        self.settings = replace(whole, micro_batches=parts, eval_batch_size=smaller)
+        try:
+            yield
+        finally:
+            self.settings = whole
 
     @contextmanager
     def adapted(self, plan: Plan, seed: int) -> Iterator[Any]:

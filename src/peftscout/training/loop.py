@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+from torch import Tensor
+
 from peftscout.tasks import Encoded
 from peftscout.training.forward import Forward
 from peftscout.training.objectives import Objective
@@ -41,10 +44,7 @@ def train(
     trial.rng.enter()
     while not trial.finished:
         before = forward.tokens, forward.real_tokens
-        loss = objective.loss(*forward(trial.rows, trial.next_rows(), objective.train))
-        trial.require_finite(loss)
-        forward.device.accelerator.backward(loss)
-        trial.update(loss)
+        trial.update(_backward(trial, forward, objective))
         if trial.due:
             trial.scored(evaluate(forward, search_rows, objective, settings.eval_batch_size))
             run.passes += len(search_rows) / settings.batch_size / 3
@@ -54,3 +54,29 @@ def train(
         if progress is not None:
             progress(run.steps, trial.fidelity.steps)
     trial.rng = RandomStream.now()
+
+
+def _backward(trial: Trial, forward: Forward, objective: Objective) -> Tensor:
+    """Leave the gradients of the loss on the next batch in the trained tensors; return that loss.
+
+    With micro-batches the batch is passed in parts, each weighted by what its mean is over: rows, or tokens.
+    """
+    indices, backward = trial.next_rows(), forward.device.accelerator.backward
+    if trial.settings.micro_batches == 1:
+        loss = objective.loss(*forward(trial.rows, indices, objective.train))
+        trial.require_finite(loss)
+        backward(loss)
+        return loss
+    total, losses = 0.0, list[Tensor]()
+    for part in np.array_split(indices, min(trial.settings.micro_batches, len(indices))):
+        outputs, targets = forward(trial.rows, part, objective.train)
+        loss = objective.loss(outputs, targets)
+        trial.require_finite(loss)
+        weight = objective.weight(outputs, targets)
+        total += weight
+        losses.append(loss.detach() * weight)
+        backward(loss * weight)
+    for parameter in trial.parameters:
+        if parameter.grad is not None:
+            parameter.grad /= max(total, 1.0)
+    return sum(losses[1:], losses[0]) / max(total, 1.0)

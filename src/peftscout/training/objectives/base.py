@@ -55,6 +55,13 @@ class Objective(Protocol):
         """Return the training loss in fp32 of what `train` returned, or of some of its rows."""
         ...
 
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return what `loss` divides its sum by, of what `train` returned: rows, or tokens.
+
+        The losses of the parts of a batch, weighted so, make the loss of the whole batch.
+        """
+        ...
+
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the sum of the loss over what `score` returned, and what it is to be divided by in the end."""
         ...

@@ -72,6 +72,10 @@ class SequenceLoss:
         summed = outputs.sum(0)
         return summed[0] / summed[1].clamp(min=1)
 
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the number of tokens that count."""
+        return float(outputs[:, 1].sum())
+
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed negative log-likelihood and the number of tokens."""
         nll, tokens = outputs.detach().sum(0)[:2].tolist()

@@ -39,6 +39,10 @@ class Classes:
         """Return the mean cross-entropy, as transformers' heads compute it."""
         return F.cross_entropy(outputs.float(), targets)
 
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the number of rows."""
+        return float(len(outputs))
+
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed loss and the number of rows."""
         return self.loss(outputs, targets).item() * len(targets), len(targets)

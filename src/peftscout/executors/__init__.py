@@ -1,0 +1,91 @@
+"""Who runs evaluations: this process, worker processes, or the machines of a Ray cluster; see `executors.base`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from peftscout.errors import ConfigError
+from peftscout.executors.base import Event, Executor, Finished, Job, Lost
+from peftscout.executors.local import LocalExecutor
+from peftscout.executors.messages import Start
+from peftscout.executors.processes import ProcessExecutor
+from peftscout.executors.retries import Retrying
+from peftscout.executors.work import Workplace
+from peftscout.preparation import Prepared
+from peftscout.report.progress import Reporter
+from peftscout.study import Header
+from peftscout.training.arithmetic import available_cores
+
+__all__ = ["Event", "Executor", "Finished", "Job", "Lost", "Retrying", "Workplace", "open_executor"]
+
+
+def open_executor(
+    prepared: Prepared, header: Header, folder: Path, workplace: Workplace, reporter: Reporter
+) -> Retrying:
+    """Return the executor that the configuration asks for; whoever opens it closes it. No worker is started yet.
+
+    Args:
+        prepared: the study.
+        header: of the study: its workers must find the same.
+        folder: of the study.
+        workplace: of this process, for the executor that works in it.
+        reporter: is told notes and steps.
+
+    Raises:
+        ConfigError: when what the study needs cannot be had in another process.
+    """
+    return Retrying(
+        _chosen(prepared, header, folder, workplace, reporter),
+        prepared.backbone.model_map.sites,
+        retries=prepared.config.executor.retries,
+        halves=prepared.own_training is None,
+        note=reporter.note,
+    )
+
+
+def _chosen(prepared: Prepared, header: Header, folder: Path, workplace: Workplace, reporter: Reporter) -> Executor:
+    config = prepared.config.executor
+    gpus = torch.cuda.device_count()
+    workers = config.workers or _workers_by_gpus(config.gpus_per_trial, gpus)
+    asked = config.isolate == "process" or workers > 1 or config.trial_timeout is not None
+    if reason := prepared.tied_to_this_process:
+        if asked:
+            raise ConfigError(f"executor: {reason}, so evaluations cannot leave it; use one worker and isolate: none")
+    elif asked or (config.isolate == "auto" and gpus):
+        return ProcessExecutor(
+            start_of(prepared, header, folder, steps=workers == 1),
+            workers,
+            folder / "workers",
+            trial_timeout=config.trial_timeout,
+            environments=environments(workers, gpus, prepared.config.training.threads),
+            progress=reporter.step,
+            note=reporter.note,
+        )
+    return LocalExecutor(workplace, reporter.step)
+
+
+def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False) -> Start:
+    """Return what the workers of a study are told first; a search that time limits goes plan by plan."""
+    data, cache = json.loads(json.dumps(header.to_json())), str((folder / "cache").resolve())
+    return Start(header=data, cache=cache, stacks=prepared.config.time is None, steps=steps)
+
+
+def _workers_by_gpus(gpus_per_trial: float | None, gpus: int) -> int:
+    """Return how many workers the GPUs of this machine hold; one where nothing was asked for."""
+    return 1 if gpus_per_trial is None else max(1, math.floor(gpus / gpus_per_trial))
+
+
+def environments(workers: int, gpus: int, threads: int | None) -> list[Mapping[str, str]]:
+    """Return the variables of each worker in turn: its GPU, or its share of the cores."""
+    if gpus:
+        visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible or map(str, range(gpus))]
+    if threads is not None or workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return [{}]
+    return [{"OMP_NUM_THREADS": str(max(1, available_cores() // workers))}]
