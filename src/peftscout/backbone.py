@@ -33,6 +33,9 @@ AUTO_CLASSES: Mapping[str, str] = {
 }
 """Task kind -> the transformers class that loads a model with its head."""
 
+KEYWORDS = ("revision", "dtype", "quantization_config", "num_labels", "problem_type", "pad_token_id")
+"""What a reference may say besides name and class."""
+
 _SKIPPED_MODULES = {"bitsandbytes": "llm_int8_skip_modules", "torchao": "modules_to_not_convert"}
 """Libraries that quantise while loading, and what they call the modules that they leave alone."""
 

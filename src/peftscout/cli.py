@@ -215,11 +215,12 @@ def export(
     study: StudyFolder,
     out: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
     format: Format = "auto",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write the trained adapter of the chosen plan, verified by loading it in a fresh process."""
     from peftscout import api
 
-    typer.echo(str(api.open_study(study).export(out, _format(format))))
+    typer.echo(str(api.open_study(study).export(out, _format(format), trust_remote_code=trust_remote_code)))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from peftscout.config import config_diff
 from peftscout.errors import PlanError, StudyError
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.strategies.base import Evaluated, Problem
-from peftscout.study import Header, read_header, read_json, read_records, write_json
+from peftscout.study import Header, read_header, read_json, read_records, write_sealed
 
 FILE = "from_study.json"
 """In the folder of the study that takes something."""
@@ -85,7 +85,7 @@ class Earlier:
         if not path.exists():
             evaluated = [[request.to_json(), outcome.to_json()] for request, outcome in self.evaluated]
             facts = {"schema": SCHEMA, "study": self.study, "differences": list(self.differences)}
-            write_json(path, facts | {"evaluated": evaluated})
+            write_sealed(path, facts | {"evaluated": evaluated})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

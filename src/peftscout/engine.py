@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
+from peftscout.disk import disk_trouble_named, require_space
 from peftscout.errors import NothingFeasibleError, StudyError
 from peftscout.gates import WeightTraining
 from peftscout.ledger import Record, Stage
@@ -24,7 +25,7 @@ from peftscout.report.progress import Reporter
 from peftscout.report.summary import SupernetSpent, summarise
 from peftscout.strategies import make_strategy, with_fidelity
 from peftscout.strategies.base import Problem, Strategy
-from peftscout.study import Study, write_json
+from peftscout.study import Study
 from peftscout.tasks import Task, compute_metrics
 from peftscout.training.evaluator import Evaluator, save_adapter
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
@@ -39,10 +40,19 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
 
     Raises:
         StudyError: when the folder belongs to another study or process.
+        DiskError: when there is no room, or none is left: the same call goes on later.
         NothingFeasibleError: when no trial ended with a score.
     """
     prepared = prepared.continuing(folder)
-    with Study(folder, prepared.header(), prepared.config.storage) as study, reporter, loaded_for_good():
+    trials = prepared.config.trials + evaluations_after_search(prepared.config)
+    needed = prepared.bytes_of_a_trial * max(0, trials - len(list(folder.glob("trials/*/adapter"))))
+    require_space(folder, needed)
+    with (
+        disk_trouble_named(folder, needed),
+        Study(folder, prepared.header(), prepared.config.storage) as study,
+        reporter,
+        loaded_for_good(),
+    ):
         for note in prepared.task.notes:
             reporter.note(note)
         if prepared.earlier is not None:
@@ -64,7 +74,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
             supernet=runner.supernet,
             earlier=prepared.earlier,
         )
-        write_json(folder / "summary.json", summary)
+        study.write_summary(summary)
         return summary
 
 
@@ -272,7 +282,7 @@ def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record)
             raise StudyError(
                 f"final trial {record.number} ({r.label}, seed {seed}) ended {state}: no comparison is possible"
             )
-        return load_file(runner.study.trial_folder(record.number) / "predictions.safetensors")["predictions"]
+        return load_file(runner.study.finished_folder(record.number) / "predictions.safetensors")["predictions"]
 
     seeds = [FINAL_SEED + 100 * config.seed + i for i in range(config.final.seeds)]
     ours = [predictions(best, seed) for seed in seeds]
