@@ -23,6 +23,9 @@ _TROUBLES = {
     errno.EACCES: "it may not be written",
     errno.EPERM: "it may not be written",
     errno.EIO: "the disk fails",
+    errno.ENAMETOOLONG: "a name in this path is too long",
+    errno.ELOOP: "the links in this path lead in a circle",
+    errno.ENOTDIR: "a part of this path is a file",
 }
 _OF_LIBRARIES = re.compile(r"os error (\d+)")
 """How safetensors, which is written in Rust, tells the number of an error."""
@@ -44,8 +47,11 @@ def trouble(error: BaseException) -> str | None:
 def free_bytes(folder: Path) -> int:
     """Return how much may be written where ``folder`` is, or will be."""
     place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    while place != place.parent:
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:  # it is not there yet, or cannot be
+            place = place.parent
     return shutil.disk_usage(place).free
 
 
@@ -60,15 +66,16 @@ def require_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def disk_trouble_named(folder: Path, needed: int) -> Iterator[None]:
-    """Turn errors of the disk inside into a DiskError with the remedy; ``needed``: bytes that all of the study takes."""
+    """Turn errors of the disk inside into a DiskError with the remedy; ``needed``: bytes that the whole study takes."""
     try:
         yield
     except Exception as error:
         if isinstance(error, DiskError) or (what := trouble(error)) is None:
             raise
+        free = megabytes(free_bytes(folder))
         raise DiskError(
-            f"{folder}: {what} ({error}); {megabytes(free_bytes(folder))} are free there, and what is to do takes "
-            f"about {megabytes(needed)}. Nothing that finished is lost: mend it and run the same command again"
+            f"{folder}: {what} ({error}); {free} are free there, and all trials together take about "
+            f"{megabytes(needed)}. Nothing that finished is lost: mend it and run the same command again"
         ) from error
 
 

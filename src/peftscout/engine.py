@@ -43,16 +43,14 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         DiskError: when there is no room, or none is left: the same call goes on later.
         NothingFeasibleError: when no trial ended with a score.
     """
-    prepared = prepared.continuing(folder)
-    trials = prepared.config.trials + evaluations_after_search(prepared.config)
-    needed = prepared.bytes_of_a_trial * max(0, trials - len(list(folder.glob("trials/*/adapter"))))
-    require_space(folder, needed)
-    with (
-        disk_trouble_named(folder, needed),
-        Study(folder, prepared.header(), prepared.config.storage) as study,
-        reporter,
-        loaded_for_good(),
-    ):
+    needed = prepared.bytes_of_a_trial * (prepared.config.trials + evaluations_after_search(prepared.config))
+    with disk_trouble_named(folder, needed):
+        return _run(prepared.continuing(folder), folder, reporter, needed)
+
+
+def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> dict[str, Any]:
+    require_space(folder, needed - prepared.bytes_of_a_trial * len(list(folder.glob("trials/*/adapter"))))
+    with Study(folder, prepared.header(), prepared.config.storage) as study, reporter, loaded_for_good():
         for note in prepared.task.notes:
             reporter.note(note)
         if prepared.earlier is not None:

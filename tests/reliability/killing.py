@@ -1,8 +1,8 @@
 """Runs studies that are killed at seeded moments, and writes down what became of them. A process of its own.
 
-``python killing.py MODEL DATA FOLDER KILLS`` imports and loads everything once and forks a child for every run. A child
-is killed by SIGKILL (no handler, no ``finally``): in turn at the n-th thing that it does to a file of the study, counted
-by an audit hook, and after a drawn time. Prints one JSON object: variant -> `Report`.
+``python killing.py MODEL DATA FOLDER KILLS`` imports and loads everything once and forks a child for every run. A
+child is killed by SIGKILL (no handler, no ``finally``): in turn at the n-th thing that it does to a file of the study,
+counted by an audit hook, and after a drawn time. Prints one JSON object: variant -> `Report`.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Report:
-    """What became of one study under fire.
+    """What became of one study under fire, as often as it takes for so many kills.
 
     Attributes:
         kills: how often it was killed before it had ended.
-        finished: how many evaluations were finished at each kill.
+        finished: for each time that it was begun: how many evaluations were finished after each kill.
         lost: finished evaluations that were not there, or not the same, after a kill.
         rerun: finished evaluations that were started again.
         different: evaluations at the end that are not those of the study that was left alone.
@@ -93,7 +93,7 @@ class Report:
     """
 
     kills: int = 0
-    finished: list[int] = field(default_factory=list)
+    finished: list[list[int]] = field(default_factory=list)
     lost: int = 0
     rerun: int = 0
     different: int = 0
@@ -188,38 +188,53 @@ def same_state(a: tuple[dict[str, np.ndarray], list[Any]] | None, b: Any) -> boo
 
 
 def under_fire(prepared: Prepared, folder: Path, kills: int, draw: random.Random) -> Report:
-    """Run the study once in peace and once under fire, and compare."""
+    """Run the study once in peace and as often as it takes under fire, and compare."""
     report = Report()
-    whole, killed, starts, count = folder / "whole", folder / "killed", folder / "starts", folder / "count"
+    whole, starts, count = folder / "whole", folder / "starts", folder / "count"
 
     def run(study: Path, last: int | None = None) -> None:
         counter = Counter(study, last)
         run_study(prepared, study, Starts(starts))
         count.write_text(str(counter.seen))
 
+    def fire(study: Path, last: int | None, after: float | None) -> bool:
+        before = finished(study)
+        starts.unlink(missing_ok=True)
+        ended = child(lambda: run(study, last), after)
+        now = finished(study)
+        report.finished[-1].append(len(now))
+        report.lost += sum(now.get(number) != row for number, row in before.items())
+        report.rerun += len(set(before) & {int(n) for n in starts.read_text().split()}) if starts.exists() else 0
+        return ended
+
     began = time.perf_counter()
     child(lambda: run(whole))
     seconds, events = time.perf_counter() - began, int(count.read_text())
-    for n in range(kills):
-        before = finished(killed)
+    killed, ended = whole, True
+    for n in range(10 * kills):
+        if ended:
+            killed = folder / f"killed-{n}"
+            report.finished.append([])
         by_event = n % 3 != 2
-        last = draw.randint(1, 2 * events // 3) if by_event else None
-        after = None if by_event else draw.uniform(0.02, 0.7) * seconds
-        ended = child(lambda last=last: run(killed, last), after)  # type: ignore[misc]
+        last = draw.randint(1, events // 2) if by_event else None
+        after = None if by_event else draw.uniform(0.02, 0.6) * seconds
+        ended = fire(killed, last, after)
         report.kills += not ended
-        now = finished(killed)
-        report.finished.append(len(now))
-        report.lost += sum(now.get(number) != row for number, row in before.items())
-        report.rerun += len(set(before) & {int(line) for line in starts.read_text().split()})
-    before = finished(killed)
-    child(lambda: run(killed))
-    report.rerun += len(set(before) & {int(line) for line in starts.read_text().split()})
+        if report.kills == kills:
+            ended = fire(killed, None, None)
+        if ended:
+            compare(report, killed, whole)
+        if report.kills == kills:
+            break
+    return report
+
+
+def compare(report: Report, killed: Path, whole: Path) -> None:
     ours, theirs = identity(killed), identity(whole)
     report.trials = len(theirs)
-    report.different = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
-    report.same_search = same_state(search_state(killed), search_state(whole))
-    report.same_summary = summary_without_times(killed) == summary_without_times(whole)
-    return report
+    report.different += sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    report.same_search &= same_state(search_state(killed), search_state(whole))
+    report.same_summary &= summary_without_times(killed) == summary_without_times(whole)
 
 
 def main(model: str, data: str, folder: str, kills: str) -> None:
