@@ -191,7 +191,7 @@ def _as_study_error(place: Path | str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise StudyError(f"ledger {place}: cannot be opened: {reason}") from None
+        raise StudyError(f"ledger {place}: cannot be opened: {reason}") from error
 
 
 def _refuse_other_study(study: optuna.Study, of: str) -> None:

@@ -222,7 +222,7 @@ def test_an_adapter_of_a_type_that_trials_do_not_write_is_refused(random_study, 
         handover.export_study(folder, tmp_path / "out", trust_remote_code=True)
 
 
-# --- names and paths ---------------------------------------------------------------------------------------------------
+# --- names and paths -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["with space", "ümlaut 模型", "-n", "'; rm -rf ~ #", "a" * 200, "$(touch x)", "%s{0}"])
