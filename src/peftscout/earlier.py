@@ -98,8 +98,11 @@ class Earlier:
         data = read_json(path, f"{path}: is missing")
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise StudyError(f"{path}: not what was taken from another study, of schema {SCHEMA}")
-        evaluated = tuple((Evaluate.from_json(r), Outcome.from_json(o)) for r, o in data["evaluated"])
-        return cls(data["study"], tuple(data["differences"]), evaluated)
+        try:
+            evaluated = tuple((Evaluate.from_json(r), Outcome.from_json(o)) for r, o in data["evaluated"])
+            return cls(data["study"], tuple(data["differences"]), evaluated)
+        except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
+            raise StudyError(f"{path}: cannot be read: {error!r}") from None
 
 
 def earlier_for(folder: Path, source: Path, header: Header, problem: Problem) -> Earlier:
