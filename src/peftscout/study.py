@@ -25,7 +25,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from peftscout.config import StudyConfig, config_diff
-from peftscout.errors import StudyError
+from peftscout.errors import ConfigError, StudyError
 from peftscout.ledger import Ledger, Record
 from peftscout.outcome import Outcome
 from peftscout.plan import Plan
@@ -149,6 +149,7 @@ class Study:
             write_sealed(path, self.header.to_json())
             return
         old = read_header(self.folder).to_json()
+        old["config"] = _with_defaults(old["config"])
         if lines := config_diff(old, json.loads(json.dumps(self.header.to_json()))):
             raise StudyError(
                 f"{self.folder}: this study was made with something else:\n  "
@@ -188,6 +189,14 @@ class Study:
             StudyError: when one of them is not what the trial wrote.
         """
         return check_files(self.folder, next(r for r in self.ledger.records() if r.number == number))
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with what it says nothing of, as there was no such option yet, as it is by default."""
+    try:
+        return StudyConfig.from_mapping(config).to_mapping()
+    except ConfigError:
+        return config
 
 
 def trial_folder(study: Path, number: int) -> Path:

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_studies import RANDOM, SCOUT, Finished
 
 from peftscout.config import StudyConfig
 from peftscout.engine import run_study
 from peftscout.preparation import Prepared, prepare
 from peftscout.report.progress import Silent
 from tiny_task import save_tiny_model, write_task
-
-TRAINING = {"threads": 1, "batch_size": 8, "precision": "fp32", "evaluations": 1, "shortcuts": False}
-RANDOM = {
-    "strategy": "random",
-    "space": "lora",
-    "trials": 2,
-    "steps": 2,
-    "final": {"seeds": 1, "lr_scales": [1.0]},
-    "training": TRAINING,
-}
-SCOUT = {
-    "strategy": "scout",
-    "space": "lora",
-    "trials": 2,
-    "steps": 2,
-    "final": {"seeds": 0},
-    "training": TRAINING,
-    "strategy_options": {"steps": 4, "keep_every": 2, "ranking_rows": 8},
-}
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A study that ended, and what it was made of."""
-
-    folder: Path
-    prepared: Prepared
-    summary: dict[str, Any]
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from figures import record
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from adapted import batch_of, logits, stir
+from figures import record
 from peftscout import export_check, tuner
 from peftscout.architecture import ModelMap
 from peftscout.cost import OPS, SIZELESS

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from figures import record
 from safetensors.numpy import load_file
+from small_studies import Finished
 
-from conftest import Finished
+from figures import record
 from peftscout import handover
 from peftscout.engine import run_study
 from peftscout.errors import PeftscoutError, StudyError

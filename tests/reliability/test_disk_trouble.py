@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from figures import record
 
+from figures import record
 from peftscout import disk, engine
 from peftscout.engine import run_study
 from peftscout.errors import DiskError

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from figures import record
+from small_studies import RANDOM, Finished
 
-from conftest import RANDOM, Finished
+from figures import record
 from peftscout import handover
 from peftscout.backbone import load_backbone
 from peftscout.config import StudyConfig

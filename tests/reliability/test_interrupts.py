@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from figures import record
 
 DRIVER = Path(__file__).with_name("interrupting.py")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from figures import record
 
+from figures import record
 from peftscout.strategies import STRATEGIES
 from tiny_task import save_tiny_model, write_task
 

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import psutil
 import torch
-from figures import record
+from small_studies import TRAINING
 
-from conftest import TRAINING
+from figures import record
 from peftscout import tuner
 from peftscout.outcome import Evaluate, Fidelity
 from peftscout.preparation import make_evaluator

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from figures import record
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_torn_ledger import write
 
+from figures import record
 from peftscout.api import read_plan
 from peftscout.config import DataConfig, FinalConfig, StudyConfig, TrainingConfig, override, parse_duration, read_yaml
 from peftscout.earlier import FILE, Earlier

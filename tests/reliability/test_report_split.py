@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from conftest import TRAINING
+from small_studies import TRAINING
+
 from peftscout.api import search_config
 from peftscout.config import StudyConfig
 from peftscout.report.progress import Silent

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from figures import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_studies import TRAINING
 
-from conftest import TRAINING
+from figures import record
 from peftscout.api import Result
 from peftscout.engine import run_study
 from peftscout.errors import NothingFeasibleError

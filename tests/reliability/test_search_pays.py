@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from figures import record
 
+from figures import record
 from peftscout.strategies import make_strategy
 from peftscout.strategies.base import Problem
 from strategies.contract import done, drive, problem, usefulness

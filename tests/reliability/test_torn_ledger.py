@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from figures import record
 
+from figures import record
 from peftscout.errors import StudyError
 from peftscout.ledger import Ledger, cut_torn_tail
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
