@@ -323,8 +323,8 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             raise ConfigError(f"--set {assignment}: write it as section.key=value")
         try:
             value: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not valid YAML: {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {assignment[:80]}: the value is not valid YAML: {error}") from None
         for key in reversed(path.strip().split(".")):
             value = {key: value}
         result = merge(result, value)

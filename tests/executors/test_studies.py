@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from peftscout.executors import environments, processes, worker
 from peftscout.executors.messages import Start, Work, read_told
 from peftscout.outcome import Outcome, State
 from peftscout.report.progress import Silent
-from peftscout.study import read_records
+from peftscout.study import read_header, read_records
 from tiny_task import save_tiny_model, write_task
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -172,7 +171,7 @@ def test_a_worker_leaves_as_soon_as_its_search_is_gone(monkeypatch):
 
 
 def test_a_worker_that_finds_other_data_than_the_search_refuses_to_work(config, in_process, tmp_path):
-    header = json.loads((in_process.folder / "study.json").read_text())
+    header = read_header(in_process.folder).to_json()
     assert worker.prepared_as(header).header().to_json()["model"] == header["model"]
     header["data"]["splits"]["train"]["rows"] += 1
     with pytest.raises(ExecutorError, match=r"something else than the search has:\n  data.splits.train.rows: 97 -> 96"):

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from task_files import folder_of, jsonl, reviews
 
+from figures import record
 from peftscout.errors import DataError
 from peftscout.tasks import load_task
 
@@ -21,6 +22,7 @@ UNREADABLE = "{path}: cannot read files TYPE, only .jsonl, .csv, .tsv, .parquet"
 MANY = """\
 {path}: 'label' has 30 different values in 30 rows: neither classes nor fractions; name the right column \
 with label= (--label), or say kind="regression" or kind="classification\""""
+REFUSED = "bad data refused with file, line and remedy"
 SKIP = 'Mend the rows, or leave them out with on_bad_rows="skip".'
 
 
@@ -57,6 +59,7 @@ def test_a_bad_json_line_is_named_by_file_and_line(tmp_path: Path, line: str, fa
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == f"{path}: 1 bad row of 10\n  {path}:4: {fault}\n{SKIP}"
+    record(REFUSED, 1)
 
 
 @pytest.mark.parametrize(("line", "fault"), BAD_JSON_LINES.values(), ids=BAD_JSON_LINES.keys())
@@ -215,6 +218,7 @@ def test_a_bad_file_is_refused_with_its_exact_fault(
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == message.replace("{path}", str(path))
+    record(REFUSED, 1)
 
 
 def test_broken_parquet_is_refused(tmp_path: Path) -> None:
@@ -249,6 +253,7 @@ def test_a_target_that_is_no_finite_number_is_refused(tmp_path: Path, value: str
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == f"{path}: 1 bad row of 10\n  {path}:10: 'label' is {fault}\n{SKIP}"
+    record(REFUSED, 1)
 
 
 def test_text_where_every_number_belongs_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftscout import tuner
+from peftscout import disk, tuner
 from peftscout.backbone import Backbone
 from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
@@ -277,7 +277,12 @@ def done(run: Run, cost: int, seconds: float, peak_memory: int) -> Outcome:
 
 
 def failed(error: Exception, cost: int, seconds: float) -> Outcome:
-    """Return the outcome of an evaluation that ``error`` ended."""
+    """Return the outcome of an evaluation that ``error`` ended.
+
+    Trouble with the disk is no outcome of the plan: it is raised, and the evaluation runs again when it is mended.
+    """
+    if disk.trouble(error) is not None:
+        raise error
     match error:
         case DivergedError():
             state, message = State.DIVERGED, str(error)

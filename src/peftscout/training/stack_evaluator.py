@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from peftscout import tuner
+from peftscout import disk, tuner
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import union
 from peftscout.stacked import Stack, stacked
@@ -62,6 +62,8 @@ def evaluate_together(
             try:
                 outcomes |= _stacked(evaluator, {n: requests[n] for n in group}, after, progress)
             except Exception as error:
+                if disk.trouble(error) is not None:
+                    raise
                 evaluator.stacks = False
                 evaluator.note(f"{len(group)} plans are evaluated one by one: {type(error).__name__}: {error}")
         outcomes |= {n: alone(n) for n in group if n not in outcomes}
