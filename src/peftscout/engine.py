@@ -129,6 +129,8 @@ def _search(prepared: Prepared, runner: Runner, supernet: SupernetHere) -> tuple
             for request in requests:
                 _refuse_over_budget(request, prepared)
             runner.submit(requests)
+            if requests and runner.room:
+                continue
         if not runner.awaited:
             break
         for record in runner.wait():
@@ -275,6 +277,7 @@ def _refuse_over_budget(request: Evaluate, prepared: Prepared) -> None:
 
 def _time_is_up(prepared: Prepared, runner: Runner, supernet: SupernetHere, records: list[Record]) -> bool:
     """Whether the time was spent, by the ledger: workers side by side spend theirs at once."""
-    allowed = prepared.config.time
+    if (allowed := prepared.config.time) is None:
+        return False
     spent = sum(r.outcome.seconds for r in records if r.outcome is not None) / runner.workers
-    return allowed is not None and spent + (supernet.spent.seconds if supernet.spent else 0.0) >= allowed
+    return spent + (supernet.spent.seconds if supernet.spent else 0.0) >= allowed

@@ -12,6 +12,9 @@ from peftscout.replay import Replay
 from peftscout.report.progress import Reporter
 from peftscout.study import Study
 
+AT_ONCE = 8
+"""Requests that a strategy is asked for at once, at most, where each goes to a worker of its own."""
+
 
 class Runner:
     """Takes requests and gives records: from the ledger where they finished before, else from the executor.
@@ -45,9 +48,15 @@ class Runner:
 
     @property
     def room(self) -> int:
-        """How many more requests are worth submitting now."""
+        """How many more requests are worth submitting now; of many, a few, so that these run while others are found.
+
+        Where workers share passes it is all of them: whoever hands them out has to see them together.
+        """
         room = self._replay.room(self._told, self.awaited)
-        return self._executor.room if room is None else room
+        if room is not None:
+            return room
+        stacks = self._executor.capacity > self._executor.workers
+        return self._executor.room if stacks else min(self._executor.room, AT_ONCE)
 
     def submit(self, requests: Sequence[Evaluate]) -> None:
         """Submit what a strategy asks for; the ledger keeps after how many outcomes that was."""

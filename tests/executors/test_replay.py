@@ -104,6 +104,8 @@ def search(folder: Path, strategy, executor: Shuffling) -> list[tuple[str, str]]
                 requests = strategy.ask(runner.room)
                 course += [("asked", r.key) for r in requests]
                 runner.submit(requests)
+                if requests and runner.room:
+                    continue
             if not runner.awaited:
                 return course
             for record in runner.wait():

@@ -15,6 +15,7 @@ from peftscout.executors.base import Event, Executor, Finished, Job, Lost
 from peftscout.executors.local import LocalExecutor
 from peftscout.executors.messages import Start
 from peftscout.executors.processes import ProcessExecutor
+from peftscout.executors.ray_cluster import Need, RayExecutor
 from peftscout.executors.retries import Retrying
 from peftscout.executors.work import Workplace
 from peftscout.preparation import Prepared
@@ -23,6 +24,10 @@ from peftscout.study import Header
 from peftscout.training.arithmetic import available_cores
 
 __all__ = ["Event", "Executor", "Finished", "Job", "Lost", "Retrying", "Workplace", "open_executor"]
+
+
+LIBRARIES = 1_000_000_000
+"""Bytes of a process with torch and transformers loaded, and a task."""
 
 
 def open_executor(
@@ -51,6 +56,8 @@ def open_executor(
 
 def _chosen(prepared: Prepared, header: Header, folder: Path, workplace: Workplace, reporter: Reporter) -> Executor:
     config = prepared.config.executor
+    if config.kind == "ray":
+        return _on_ray(prepared, header, folder, reporter)
     gpus = torch.cuda.device_count()
     workers = config.workers or _workers_by_gpus(config.gpus_per_trial, gpus)
     asked = config.isolate == "process" or workers > 1 or config.trial_timeout is not None
@@ -68,6 +75,26 @@ def _chosen(prepared: Prepared, header: Header, folder: Path, workplace: Workpla
             note=reporter.note,
         )
     return LocalExecutor(workplace, reporter.step)
+
+
+def _on_ray(prepared: Prepared, header: Header, folder: Path, reporter: Reporter) -> Executor:
+    config = prepared.config.executor
+    if reason := prepared.tied_to_this_process:
+        raise ConfigError(f"executor.kind ray: {reason}, so evaluations cannot leave it")
+    return RayExecutor(
+        start_of(prepared, header, folder),
+        Need(gpus=config.gpus_per_trial, memory=memory_of_worker(prepared)),
+        most=config.workers,
+        address=config.address,
+        trial_timeout=config.trial_timeout,
+        note=reporter.note,
+    )
+
+
+def memory_of_worker(prepared: Prepared) -> int:
+    """Return the main memory that a worker takes, in bytes: libraries, and the weights twice while they are loaded."""
+    weights = sum(int(p.numel() * p.element_size()) for p in prepared.backbone.model.parameters())
+    return LIBRARIES + 2 * weights
 
 
 def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False) -> Start:

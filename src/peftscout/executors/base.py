@@ -115,7 +115,9 @@ class Executor(Protocol):
         ...
 
     def wait(self) -> Sequence[Event]:
-        """Return what came of jobs, in the order in which it came: at least one event, unless no job is under way.
+        """Return what came of jobs, in the order in which it came: at least one event.
+
+        Nothing when no job is under way, or when workers have joined and there is room for more.
 
         Raises:
             ExecutorError: when no worker can do this work; everything that was submitted is then as good as lost.

@@ -46,6 +46,11 @@ class Retrying:
         return self.executor.workers
 
     @property
+    def capacity(self) -> int:
+        """Jobs that are worth having under way at once."""
+        return self.executor.capacity
+
+    @property
     def room(self) -> int:
         """Jobs that are worth submitting now."""
         return self.executor.room
@@ -56,14 +61,17 @@ class Retrying:
         self.executor.submit(jobs)
 
     def wait(self) -> list[Finished]:
-        """Return finished jobs, at least one, unless none is under way.
+        """Return finished jobs: at least one, unless none is under way or there is room for more.
 
         Raises:
             ExecutorError: when no worker can do this work.
         """
         finished: list[Finished] = []
         while self._current and not finished:
-            finished = [ended for event in self.executor.wait() if (ended := self._judged(event)) is not None]
+            events = self.executor.wait()
+            finished = [ended for event in events if (ended := self._judged(event)) is not None]
+            if not events:
+                break
         return finished
 
     def close(self) -> None:

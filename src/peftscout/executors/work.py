@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,8 @@ class Workplace:
         self._cache, self._stacks, self._note = cache, stacks, note
 
     @cached_property
-    def evaluators(self) -> dict[str, Evaluator]:
-        """By `Evaluate.task`, each with its backbone on its device."""
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """By `Evaluate.task`, with their backbones on their device."""
         return make_evaluators(self.prepared, self._cache, self._note)
 
     @property
@@ -58,15 +58,15 @@ class Workplace:
 
     def do(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Outcome]:
         """Return the outcomes of ``jobs``, in order; those that share passes are of one task. Only Ctrl-C is raised."""
-        if len(jobs) > 1 and not any(job.alone for job in jobs):
-            requests = [job.request for job in jobs]
-            evaluator = self.evaluators[requests[0].task]
-            return evaluate_together(
-                evaluator, requests, after=lambda n, model: self._leave(jobs[n], model), progress=progress
-            )
-        return [self._do(job, progress) for job in jobs]
+        if len(jobs) == 1 or any(job.alone for job in jobs):
+            return [self._alone(job, progress) for job in jobs]
+        requests = [job.request for job in jobs]
+        evaluator = self.evaluators[requests[0].task]
+        return evaluate_together(
+            evaluator, requests, after=lambda n, model: self._leave(jobs[n], model), progress=progress
+        )
 
-    def _do(self, job: Job, progress: Progress | None) -> Outcome:
+    def _alone(self, job: Job, progress: Progress | None) -> Outcome:
         evaluator = self.evaluators[job.request.task]
         with evaluator.in_micro_batches(job.micro_batches):
             return evaluator(job.request, after=lambda model: self._leave(job, model), progress=progress)
