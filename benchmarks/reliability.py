@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.csv"
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = ("tests/reliability", "tests/tasks/test_task_bad_data.py")
-BEGIN, END = "<!-- figures: benchmarks/reliability.py --docs -->", "<!-- end of the figures -->"
+HEADER = "| counted in one run of the tests | |"
 
 
 def figures_of(lines: list[str]) -> dict[str, int]:
@@ -52,14 +52,16 @@ def run() -> dict[str, int]:
 def table_of(figures: dict[str, int]) -> str:
     """Return the figures as Markdown."""
     rows = [f"| {name} | {count:,} |" for name, count in figures.items()]
-    return "\n".join(["| counted in one run of the tests | |", "|---|---|", *rows])
+    return "\n".join([HEADER, "|---|---|", *rows])
 
 
 def with_table(page: str, table: str) -> str:
-    """Return ``page`` with ``table`` between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    """Return ``page`` with ``table`` in the place of the one that begins with the same line."""
+    before, header, rest = page.partition(HEADER)
+    if not header:
+        sys.exit(f"{PAGE} has no table that begins with {HEADER!r}")
+    _, _, after = rest.partition("\n\n")
+    return f"{before}{table}\n\n{after}"
 
 
 def read() -> dict[str, int]:
