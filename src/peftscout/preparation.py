@@ -92,8 +92,8 @@ class Prepared:
     def bytes_of_a_trial(self) -> int:
         """Most bytes that the folder of a trial takes: adapter and head in float32, and a few small files."""
         head = [self.backbone.model.get_submodule(name) for name in self.backbone.model_map.head]
-        trained = self.budget.parameters + sum(int(p.numel()) for module in head for p in module.parameters())
-        return 4 * trained + _BYTES_OF_SMALL_FILES
+        trained = self.budget.parameters + sum(p.numel() for module in head for p in module.parameters())
+        return 4 * int(trained) + _BYTES_OF_SMALL_FILES
 
     def may_be_chosen(self, plan: Plan) -> bool:
         """Whether ``plan`` can be exported in the form that was asked for: the baseline, LoRA, sometimes cannot."""

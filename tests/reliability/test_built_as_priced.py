@@ -27,6 +27,7 @@ from peftscout.export import export_adapter
 from peftscout.plan import Budget, Plan
 from peftscout.reference import BaseReference
 from peftscout.space.presets import parse_space
+from thinning import FACTOR
 from tiny_models import tiny_model
 
 FAMILIES = ("bert", "roberta", "albert", "t5", "t5_gated", "gpt2", "llama", "qwen3")
@@ -91,7 +92,7 @@ def in_this_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=4)
+@settings(max_examples=4 * FACTOR)
 @given(text=rules(), share=st.floats(0.002, 0.5), seed=st.integers(0, 2**20), writes=st.booleans())
 @example(text=EVERYTHING, share=0.5, seed=0, writes=True)
 def test_what_is_drawn_is_built_as_priced_trained_everywhere_and_exported(

@@ -13,10 +13,11 @@ import pytest
 
 from figures import record
 from peftscout.strategies import STRATEGIES
+from thinning import FACTOR
 from tiny_task import save_tiny_model, write_task
 
 DRIVER = Path(__file__).with_name("killing.py")
-KILLS = 6
+KILLS = 6 * FACTOR
 """For each of the variants."""
 
 

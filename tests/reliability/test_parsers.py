@@ -23,8 +23,11 @@ from peftscout.earlier import FILE, Earlier
 from peftscout.errors import ConfigError, PeftscoutError, StudyError
 from peftscout.ledger import Ledger
 from peftscout.study import read_header, read_records, read_summary
+from thinning import FACTOR
 
-QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+QUICK = settings(
+    max_examples=40 * FACTOR, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=8),
@@ -41,11 +44,15 @@ YAML_LIKE = st.text(alphabet="ab:-{}[]\"'!&*#%@,.0123456789 \n\t~<>|\\x\u00e9", 
 @pytest.fixture(scope="module", autouse=True)
 def counted():
     yield
-    record("inputs that parsers were fed", 40 * 9)
+    record("inputs that parsers were fed", FED[0])
+
+
+FED = [0]
 
 
 def said(error: type[PeftscoutError], read: Callable[[], object]) -> str | None:
     """Return the message of an error of that class, ``None`` where there was none; any other error goes through."""
+    FED[0] += 1
     try:
         read()
     except error as wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,48 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a broken header": (
         _bytes("train.csv", b'"text"x,label\na,0\n'),
         "{path}:1: the header cannot be read: wrong quoting: ',' expected after '\"'",
+    ),
+    "gzip": (
+        _bytes("train.csv", gzip.compress(CSV, mtime=0)),
+        "{path}: the file is packed (gzip, zip, xz or zstd); unpack it first",
+    ),
+    "a spreadsheet called CSV": (
+        _bytes("train.csv", b"PK\x03\x04" + bytes(40)),
+        "{path}: the file is packed (gzip, zip, xz or zstd); unpack it first",
+    ),
+    "UTF-32": (
+        _bytes("train.csv", CSV.decode().encode("utf-32")),
+        "{path}: the file is UTF-16, or not text; save it as UTF-8",
+    ),
+    "a web page": (
+        _bytes("train.csv", b"<!DOCTYPE html>\n<html><body>404</body></html>\n"),
+        (
+            "{path}: no label column found by name; say which it is with label= (--label); the columns are "
+            "'<!DOCTYPE html>'"
+        ),
+    ),
+    "no column of labels": (
+        _bytes("train.csv", CSV.replace(b"label", b"opinion on it")),
+        (
+            "{path}: no label column found by name; say which it is with label= (--label); the columns are 'text', "
+            "'opinion on it'"
+        ),
+    ),
+    "no column of texts": (
+        _bytes("train.jsonl", b"".join(b'{"number": %d, "label": %d}\n' % (i, i % 2) for i in range(9))),
+        "{path}: no text column among 'number', 'label'; say which it is with text= (--text)",
+    ),
+    "numbers as lines": (
+        _bytes("train.jsonl", b"1\n2\n3\n"),
+        "{path}: not one of 3 rows can be read, first {path}:1: a JSON object was expected, not int",
+    ),
+    "bytes after the last row": (
+        _bytes("train.csv", CSV + bytes(range(128, 140)) + b",1\n"),
+        "{path}:11: byte 0x80 at offset 110 is not UTF-8 (Latin-1 or Windows-1252?); save the file as UTF-8",
+    ),
+    "columns without names": (
+        _bytes("train.csv", b",\na,0\n"),
+        "{path}:1: column '' is there 2 times",
     ),
     "a spreadsheet": (
         _bytes("train.xlsx", b"PK"),
