@@ -188,7 +188,7 @@ def search(workers: int, seconds: float, trials: int, strategy: str, storage: st
     """Run one search as the engine does, from an empty ledger."""
     task = problem(trials)
     asking, writing = Stopwatch(), Stopwatch()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / f"scale-{workers}-{trials}-{time.time_ns()}"
         with Study(place, Header({}, {}, {}, {}), storage) as study:
             planner = make_strategy(strategy, task, {})

@@ -158,10 +158,12 @@ class ExecutorConfig(_Section):
         kind: ``local``: on this machine; ``ray``: on the machines of a Ray cluster (extra ``ray``).
         workers: processes that evaluate side by side; ``None``: one; on Ray as many as the cluster has room for.
         isolate: ``process`` evaluates in a process of its own, which may die without harm to the search; ``none`` in
-            that of the search; ``auto`` in one of its own on a GPU, with several workers, or with a time limit.
+            that of the search; ``auto`` in one of its own with several workers, with a time limit, and on a GPU, unless
+            ``device_map`` or quantisation have the search itself hold the model there.
         trial_timeout: seconds after which an evaluation is stopped and recorded as failed.
         retries: how often an evaluation is tried again whose worker was lost.
-        gpus_per_trial: share of a GPU that an evaluation takes: 0.25 puts four on one GPU.
+        gpus_per_trial: share of a GPU that an evaluation takes: 0.25 puts four on one GPU; or how many GPUs of this
+            machine one evaluation is spread over, a part of every batch on each.
         address: of the Ray cluster; ``auto``: the one of this machine; ``None``: a new one on this machine.
     """
 
@@ -170,13 +172,19 @@ class ExecutorConfig(_Section):
     isolate: Literal["auto", "none", "process"] = "auto"
     trial_timeout: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
     retries: int = Field(default=2, ge=0)
-    gpus_per_trial: float | None = Field(default=None, gt=0, le=1)
+    gpus_per_trial: float | None = Field(default=None, gt=0)
     address: str | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.address is not None and self.kind != "ray":
             raise ValueError("address: is that of a Ray cluster; add kind: ray (--executor ray)")
+        if (self.gpus_per_trial or 1) > 1 and (
+            self.kind == "ray" or self.gpus_per_trial != int(self.gpus_per_trial or 1)
+        ):
+            raise ValueError(
+                "gpus_per_trial: above 1 it is a whole number, and of the GPUs of one machine (kind: local)"
+            )
         if self.isolate == "none" and (self.kind == "ray" or self.trial_timeout or (self.workers or 1) > 1):
             raise ValueError(
                 "isolate: none has no workers, no time limit and no cluster; take process, or leave it out"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -150,11 +150,19 @@ class Ledger:
             "finished": self._finished,
             "outcome": sealed(content, [number, ended.request.key, self._finished]),
         }
-        for name, value in attributes.items():
-            self._storage.set_trial_user_attr(self._ids[number], name, value)
-        self._tell(number, outcome)
+        with self._one_write():
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(self._ids[number], name, value)
+            self._tell(number, outcome)
         self._take(ended, self._ids[number])
         self._finished += 1
+
+    @contextmanager
+    def _one_write(self) -> Iterator[None]:
+        """Let a journal file have what is written inside in one piece: a disk that takes its time takes it once."""
+        backend = getattr(self._storage, "_backend", None)
+        with backend.one_write() if isinstance(backend, JournalFile) else nullcontext():
+            yield
 
     def _take(self, record: Record, trial_id: int) -> None:
         """Keep a record, new or changed, where it is found again without going through all of them."""
@@ -203,6 +211,32 @@ class Ledger:
         return self._free.pop(0) if self._free else None
 
 
+class JournalFile(JournalFileBackend):
+    """Optuna's journal file; several of its records can be written in one piece."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._held: list[dict[str, Any]] | None = None
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records, or hold them back inside of `one_write`."""
+        if self._held is None:
+            super().append_logs(logs)
+        else:
+            self._held += logs
+
+    @contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Hold back what is appended inside, and append all of it at the end; nothing where the inside fails."""
+        self._held = []
+        try:
+            yield
+            held = self._held
+        finally:
+            self._held = None
+        super().append_logs(held)
+
+
 def _record(trial: FrozenTrial) -> Record:
     """Read a trial.
 
@@ -225,7 +259,7 @@ def _record(trial: FrozenTrial) -> Record:
 def _storage(place: Path | str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(place, Path):
-        return JournalStorage(JournalFileBackend(str(place.absolute())))  # its lock is a link to this path
+        return JournalStorage(JournalFile(str(place.absolute())))  # its lock is a link to this path
     return RDBStorage(database_url(place).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
 
 

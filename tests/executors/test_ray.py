@@ -157,7 +157,7 @@ def test_a_study_on_ray_survives_its_driver_and_a_worker_and_equals_that_of_one_
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     study = tmp_path / "s"
     command = [sys.executable, "-m", "peftscout", "search", "--config", str(tmp_path / "config.yaml")]
-    driver = subprocess.Popen([*command, "--study", str(study)], stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen([*command, "--study", str(study), "--workers", "1"], stderr=subprocess.PIPE, text=True)
     for line in driver.stderr:
         if "search 0: score" in line:
             break

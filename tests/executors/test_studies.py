@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -14,11 +16,12 @@ import peftscout
 from peftscout.api import search_config
 from peftscout.config import StudyConfig
 from peftscout.errors import ConfigError, ExecutorError
-from peftscout.executors import environments, processes, worker
-from peftscout.executors.messages import Start, Work, read_told
+from peftscout.executors import Job, environments, processes, worker
+from peftscout.executors.messages import JobData, Start, Work, read_answer, read_told
+from peftscout.executors.ray_worker import RayWorker
 from peftscout.outcome import Outcome, State
 from peftscout.report.progress import Silent
-from peftscout.study import read_header, read_records
+from peftscout.study import is_made_by_trials, read_header, read_records
 from tiny_task import save_tiny_model, write_task
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -99,6 +102,22 @@ def test_an_isolated_study_survives_what_kills_its_worker_and_says_what_it_did(
         assert (tmp_path / "s" / "trials" / f"{number:03d}" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_an_evaluation_spread_over_two_gpus_is_that_of_one_process(config, in_process, tmp_path, monkeypatch):
+    """On this CPU: two processes with gloo, in the place of the GPUs that the search is made to believe in."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    two = StudyConfig.from_mapping({**config.to_mapping(), "trials": 2})
+    result = search_config(executed(two, gpus_per_trial=2), tmp_path / "s", Silent())
+    columns = ["number", "stage", "label", "state", "cost", "steps", "plan"]
+    searched = in_process.trials[:2]
+    assert result.trials[:2][columns].equals(searched[columns])
+    assert list(result.trials["score"][:2]) == pytest.approx(list(searched["score"]), abs=0.05)
+    losses = [json.loads((folder / "trials/001/outcome.json").read_text())["curve"][-1][1]
+              for folder in (result.folder, in_process.folder)]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert (tmp_path / "s" / "trials" / "002" / "predictions.safetensors").is_file()
+
+
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
@@ -128,6 +147,8 @@ def test_what_is_tied_to_this_process_is_refused_before_anything_is_written(conf
         ({"trial_timeout": "soon"}, "executor.trial_timeout"),
         ({"kind": "slurm"}, "executor.kind"),
         ({"address": "auto"}, "add kind: ray"),
+        ({"gpus_per_trial": 1.5}, "a whole number"),
+        ({"gpus_per_trial": 2, "kind": "ray"}, "of one machine"),
         ({"isolate": "none", "workers": 2}, "isolate: none has no workers"),
         ({"isolate": "none", "trial_timeout": 5}, "isolate: none has no workers"),
         ({"wrokers": 2}, "did you mean 'workers'"),
@@ -149,6 +170,7 @@ def test_workers_get_their_gpu_or_their_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("peftscout.executors.available_cores", lambda: 8)
     assert environments(4, 2, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert environments(2, 5, None, 2) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
     assert environments(3, 0, None) == [{"OMP_NUM_THREADS": "2"}]
     assert environments(3, 0, 1) == environments(1, 0, None) == [{}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
@@ -158,6 +180,12 @@ def test_workers_get_their_gpu_or_their_share_of_the_cores(monkeypatch):
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------
+
+
+def test_more_gpus_for_an_evaluation_than_there_are_is_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"executor.gpus_per_trial 64: this machine has"):
+        search_config(executed(config, gpus_per_trial=64), tmp_path / "s", Silent())
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_worker_leaves_as_soon_as_its_search_is_gone(monkeypatch):
@@ -177,8 +205,35 @@ def test_a_worker_that_finds_other_data_than_the_search_refuses_to_work(config, 
     with pytest.raises(ExecutorError, match=r"something else than the search has:\n  data.splits.train.rows: 97 -> 96"):
         worker.prepared_as(header)
     said: list = []
-    worker.work(Start(header=header, cache=str(tmp_path), stacks=True), SimpleQueue(), said.append)
+    worker.work(Start(header=header, cache=str(tmp_path), stacks=True), SimpleQueue().get, said.append)
     assert [message.kind for message in said] == ["refused"]
+
+
+def test_a_worker_on_a_machine_without_the_study_has_a_cache_of_its_own_and_sends_what_it_made(
+    config, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    record = read_records(in_process.folder)[1]
+    header = read_header(in_process.folder).to_json()
+    elsewhere = Start(header=header, cache=str(tmp_path / "nowhere" / "cache"), stacks=True)
+    actor = RayWorker(elsewhere.line(), str(tmp_path / "nowhere"))
+    line, shared = actor.load()
+    assert read_answer(line).kind == "ready"
+    assert not shared
+    job = Job(1, record.request, Path("/no/such/folder"), predict=True)
+    ((line, files),) = actor.work([JobData.of(job).line()], {"0123456789abcdef": b"a state"})
+    answer = read_answer(line)
+    assert (answer.attempt, answer.outcome.score) == (job.attempt, record.outcome.score)
+    assert {"adapter/adapter_model.safetensors", "predictions.safetensors"} <= set(files)
+    assert all(map(is_made_by_trials, files))
+    trained = in_process.folder / "trials" / "001" / "adapter" / "adapter_model.safetensors"
+    assert files["adapter/adapter_model.safetensors"] == trained.read_bytes()
+    (cache,) = tmp_path.glob("peftscout-*")
+    assert (cache / "initial" / "0123456789abcdef.safetensors").read_bytes() == b"a state"
+    assert not (tmp_path / "nowhere").exists()
+    here = Start(header=header, cache=str(in_process.folder / "cache"), stacks=True)
+    assert RayWorker(here.line(), ".")._shared
 
 
 def test_an_error_of_the_gpu_that_stays_ends_the_worker_and_running_out_of_memory_does_not():
@@ -188,6 +243,8 @@ def test_an_error_of_the_gpu_that_stays_ends_the_worker_and_running_out_of_memor
     assert failed(State.FAILED, "AcceleratorError: CUDA error: device-side assert triggered")
     assert not failed(State.OUT_OF_MEMORY, "CUDA out of memory. CUDA error may follow")
     assert not failed(State.FAILED, "RuntimeError: on purpose")
+    assert worker.out_of_step(Outcome(State.OUT_OF_MEMORY, 1))
+    assert not worker.out_of_step(Outcome(State.DIVERGED, 1))
 
 
 @pytest.mark.parametrize(

@@ -59,18 +59,22 @@ def _chosen(prepared: Prepared, header: Header, folder: Path, workplace: Workpla
     if config.kind == "ray":
         return _on_ray(prepared, header, folder, reporter)
     gpus = torch.cuda.device_count()
-    workers = config.workers or _workers_by_gpus(config.gpus_per_trial, gpus)
-    asked = config.isolate == "process" or workers > 1 or config.trial_timeout is not None
+    per_trial = config.gpus_per_trial
+    if per_trial is not None and per_trial > max(gpus, 1):
+        raise ConfigError(f"executor.gpus_per_trial {per_trial:g}: this machine has {gpus}")
+    workers = config.workers or (1 if per_trial is None else max(1, math.floor(gpus / per_trial)))
+    together = math.ceil(per_trial or 1)
+    asked = config.isolate == "process" or workers > 1 or together > 1 or config.trial_timeout is not None
     if reason := prepared.tied_to_this_process:
         if asked:
             raise ConfigError(f"executor: {reason}, so evaluations cannot leave it; use one worker and isolate: none")
-    elif asked or (config.isolate == "auto" and gpus):
+    elif asked or (config.isolate == "auto" and gpus and prepared.backbone.place is None):
         return ProcessExecutor(
-            start_of(prepared, header, folder, steps=workers == 1),
+            start_of(prepared, header, folder, steps=workers == 1, processes=together),
             workers,
             folder / "workers",
             trial_timeout=config.trial_timeout,
-            environments=environments(workers, gpus, prepared.config.training.threads),
+            environments=environments(workers, gpus, prepared.config.training.threads, together),
             progress=reporter.step,
             note=reporter.note,
         )
@@ -97,22 +101,20 @@ def memory_of_worker(prepared: Prepared) -> int:
     return LIBRARIES + 2 * weights
 
 
-def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False) -> Start:
+def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False, processes: int = 1) -> Start:
     """Return what the workers of a study are told first; a search that time limits goes plan by plan."""
     data, cache = json.loads(json.dumps(header.to_json())), str((folder / "cache").resolve())
-    return Start(header=data, cache=cache, stacks=prepared.config.time is None, steps=steps)
+    stacks = prepared.config.time is None
+    return Start(header=data, cache=cache, stacks=stacks, steps=steps, processes=processes)
 
 
-def _workers_by_gpus(gpus_per_trial: float | None, gpus: int) -> int:
-    """Return how many workers the GPUs of this machine hold; one where nothing was asked for."""
-    return 1 if gpus_per_trial is None else max(1, math.floor(gpus / gpus_per_trial))
-
-
-def environments(workers: int, gpus: int, threads: int | None) -> list[Mapping[str, str]]:
-    """Return the variables of each worker in turn: its GPU, or its share of the cores."""
+def environments(workers: int, gpus: int, threads: int | None, together: int = 1) -> list[Mapping[str, str]]:
+    """Return the variables of each worker in turn: its GPUs, as many as work ``together``, or its share of cores."""
     if gpus:
         visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible or map(str, range(gpus))]
+        visible = visible or [str(gpu) for gpu in range(gpus)]
+        groups = [visible[first : first + together] for first in range(0, gpus - together + 1, together)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
     if threads is not None or workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return [{}]
     return [{"OMP_NUM_THREADS": str(max(1, available_cores() // workers))}]

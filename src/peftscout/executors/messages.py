@@ -29,6 +29,7 @@ class Start(Message):
         cache: folder of the study's cache.
         stacks: whether jobs may share passes.
         steps: whether every optimiser step is to be told.
+        processes: that evaluate a job together.
     """
 
     kind: Literal["start"] = "start"
@@ -36,6 +37,7 @@ class Start(Message):
     cache: str
     stacks: bool
     steps: bool = False
+    processes: int = Field(default=1, ge=1)
 
 
 class JobData(Message):

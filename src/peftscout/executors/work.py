@@ -54,7 +54,8 @@ class Workplace:
     @property
     def together(self) -> int:
         """Jobs that are worth sharing their passes."""
-        return min(map(capacity, self.evaluators.values())) if self._stacks else 1
+        alone = not self._stacks or self.evaluator.device.accelerator.num_processes > 1
+        return 1 if alone else min(map(capacity, self.evaluators.values()))
 
     def do(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Outcome]:
         """Return the outcomes of ``jobs``, in order; those that share passes are of one task. Only Ctrl-C is raised."""
@@ -73,6 +74,8 @@ class Workplace:
 
     def _leave(self, job: Job, model: Any) -> None:
         """Write what a job made; what it left when it failed after that is gone with its staging folder."""
+        if not self.evaluator.device.accelerator.is_main_process:
+            return
         job.staging.mkdir(parents=True, exist_ok=True)
         save_adapter(model, job.staging / "adapter")
         if job.predict:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import IO
 
 from peftscout.config import StudyConfig, config_diff
 from peftscout.errors import ExecutorError, PeftscoutError
+from peftscout.executors.group import GRACE, Followers, follows
 from peftscout.executors.messages import Answered, Message, Note, Ready, Refused, Start, Stepped, Told, Work, read_told
 from peftscout.executors.work import Workplace, loaded_for_good
 from peftscout.outcome import Outcome, State
@@ -49,8 +51,14 @@ def broken_device(outcome: Outcome) -> bool:
     return outcome.state is State.FAILED and "CUDA error" in outcome.message
 
 
-def work(start: Start, inbox: SimpleQueue[Told], say: Callable[[Message], None]) -> None:
-    """Load, then do what comes, without end."""
+def out_of_step(outcome: Outcome) -> bool:
+    """Whether an outcome leaves a group of processes unfit for more: they may wait for each other at other places."""
+    return outcome.state in (State.FAILED, State.OUT_OF_MEMORY)
+
+
+def work(start: Start, following: Callable[[], Told], say: Callable[[Message], None]) -> None:
+    """Load, then do what is ``following``, until that leaves this process unfit for more."""
+    unfit = broken_device if start.processes == 1 else out_of_step
     try:
         workplace = Workplace(
             prepared_as(start.header),
@@ -65,12 +73,12 @@ def work(start: Start, inbox: SimpleQueue[Told], say: Callable[[Message], None])
     progress = (lambda done, total: say(Stepped(done=done, total=total))) if start.steps else None
     say(Ready(together=together))
     with loaded_for_good():
-        while isinstance(told := inbox.get(), Work):
+        while isinstance(told := following(), Work):
             jobs = [data.job() for data in told.jobs]
             outcomes = workplace.do(jobs, progress)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 say(Answered(attempt=job.attempt, outcome=outcome))
-            if any(map(broken_device, outcomes)):
+            if any(map(unfit, outcomes)):
                 return
 
 
@@ -90,8 +98,29 @@ def main() -> None:
     Thread(target=listen, args=(sys.stdin.buffer, inbox), daemon=True).start()
     start = inbox.get()
     if isinstance(start, Start):
-        work(start, inbox, lambda message: _write(answers, message.line()))
+        work(start, *_lines(start, inbox, lambda message: _write(answers, message.line())))
+    if follows():
+        time.sleep(GRACE)
     os._exit(GONE)  # a broken GPU context can hang an orderly end
+
+
+def _lines(
+    start: Start, inbox: SimpleQueue[Told], say: Callable[[Message], None]
+) -> tuple[Callable[[], Told], Callable[[Message], None]]:
+    """Return what this process hears and whom it tells: a leader passes on what it is told, a follower only listens."""
+    if follows():
+        return inbox.get, lambda message: None
+    if start.processes == 1:
+        return inbox.get, say
+    followers = Followers(start.processes, GONE)
+    followers.tell(start)
+
+    def following() -> Told:
+        told = inbox.get()
+        followers.tell(told)
+        return told
+
+    return following, say
 
 
 def _write(out: IO[bytes], data: bytes) -> None:

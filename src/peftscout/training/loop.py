@@ -1,10 +1,16 @@
-"""The training loop of one plan: forward, backward, step; scored when due; best state kept."""
+"""The training loop of one plan: forward, backward, step; scored when due; best state kept.
+
+Several processes, as accelerate starts them, may train one plan: each passes its part of every batch, gradients are
+brought together, and all take the same step. They score the same rows, all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from peftscout.tasks import Encoded
@@ -59,24 +65,44 @@ def train(
 def _backward(trial: Trial, forward: Forward, objective: Objective) -> Tensor:
     """Leave the gradients of the loss on the next batch in the trained tensors; return that loss.
 
-    With micro-batches the batch is passed in parts, each weighted by what its mean is over: rows, or tokens.
+    With micro-batches, or with several processes, the batch is passed in parts, each weighted by what its mean is over:
+    rows, or tokens. So the gradient is that of the whole batch, however it is divided.
     """
-    indices, backward = trial.next_rows(), forward.device.accelerator.backward
-    if trial.settings.micro_batches == 1:
+    indices, accelerator = trial.next_rows(), forward.device.accelerator
+    passes = trial.settings.micro_batches * accelerator.num_processes
+    if passes == 1:
         loss = objective.loss(*forward(trial.rows, indices, objective.train))
         trial.require_finite(loss)
-        backward(loss)
+        accelerator.backward(loss)
         return loss
-    total, losses = 0.0, list[Tensor]()
-    for part in np.array_split(indices, min(trial.settings.micro_batches, len(indices))):
-        outputs, targets = forward(trial.rows, part, objective.train)
-        loss = objective.loss(outputs, targets)
-        trial.require_finite(loss)
-        weight = objective.weight(outputs, targets)
-        total += weight
-        losses.append(loss.detach() * weight)
-        backward(loss * weight)
-    for parameter in trial.parameters:
-        if parameter.grad is not None:
-            parameter.grad /= max(total, 1.0)
-    return sum(losses[1:], losses[0]) / max(total, 1.0)
+    sums = torch.zeros(2, device=forward.device.torch_device)
+    for part in np.array_split(indices, passes)[accelerator.process_index :: accelerator.num_processes]:
+        if len(part):
+            outputs, targets = forward(trial.rows, part, objective.train)
+            weight = objective.weight(outputs, targets)
+            weighted = objective.loss(outputs, targets) * weight
+            accelerator.backward(weighted)
+            sums += torch.stack([weighted.detach().float(), sums.new_tensor(weight)])
+    loss = _mean(trial.parameters, sums, accelerator)
+    trial.require_finite(loss)
+    return loss
+
+
+def _mean(parameters: Sequence[Tensor], sums: Tensor, accelerator: Accelerator) -> Tensor:
+    """Divide the gradients in ``parameters``, summed over all processes, by the weight; return the mean loss.
+
+    Args:
+        parameters: hold the gradient of the weighted losses of this process.
+        sums: weighted loss and weight of this process, ``[2]``.
+        accelerator: of all processes. One reduction brings everything together.
+    """
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    reached = sums.new_tensor([float(p.grad is not None) for p in parameters])
+    if accelerator.num_processes > 1:
+        flat = accelerator.reduce(torch.cat([sums, reached, *(g.flatten().float() for g in grads)]), "sum")
+        sums, reached, *rest = flat.split([2, len(grads), *(g.numel() for g in grads)])
+        grads = [g.view_as(p).to(p.dtype) for g, p in zip(rest, parameters, strict=True)]
+    loss, weight = sums[0], sums[1].clamp(min=1)
+    for parameter, grad, here in zip(parameters, grads, reached.tolist(), strict=True):
+        parameter.grad = grad / weight if here else None
+    return loss / weight
