@@ -119,20 +119,21 @@ def test_the_ledger_of_another_study_is_refused(tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["ledger.journal", "/absolute"])
-def test_a_lock_that_a_killed_process_left_on_the_journal_keeps_nobody_waiting(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_lock_that_a_killed_process_left_on_the_journal_keeps_nobody_waiting(tmp_path, monkeypatch, absolute):
     """Optuna's lock is a link; one that was made through a relative path leads nowhere and was waited for for ever."""
     import time
 
     monkeypatch.chdir(tmp_path)
-    path = Path(name) if name == "ledger.journal" else tmp_path / "ledger.journal"
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "ledger.journal" if absolute else Path("deep") / "ledger.journal"
     Ledger.at(path)
-    Path("ledger.journal.lock").symlink_to(path)
-    Path("ledger.journal.lock1234.rename").symlink_to(path)
+    Path("deep/ledger.journal.lock").symlink_to(path)
+    Path("deep/ledger.journal.lock1234.rename").symlink_to(path)
     began = time.monotonic()
     Ledger.at(path).start(request(1), "search")
     assert time.monotonic() - began < 20
-    assert [p.name for p in tmp_path.iterdir()] == ["ledger.journal"]
+    assert [p.name for p in Path("deep").iterdir()] == ["ledger.journal"]
 
 
 def test_a_ledger_of_before_there_were_seals_is_read_as_it_is(whole, tmp_path):

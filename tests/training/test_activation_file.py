@@ -216,6 +216,16 @@ def test_a_file_with_something_behind_it_is_not_read(good: Path) -> None:
         read(good, KEY)
 
 
+@pytest.mark.parametrize("place", [-1, -9, -17, -33])
+def test_a_file_with_one_bit_changed_is_not_read_but_once_checked_it_is_trusted(good: Path, place: int) -> None:
+    content = bytearray(good.read_bytes())
+    content[place] ^= 1
+    good.write_bytes(content)
+    with pytest.raises(ValueError, match="content and hash differ"):
+        read(good, KEY)
+    assert len(read(good, KEY, check=False)) > 0
+
+
 def test_a_file_of_another_key_is_not_read(good: Path) -> None:
     with pytest.raises(ValueError, match="something else than its name says"):
         read(good, "b" * 64)
