@@ -41,7 +41,7 @@ def train(
     trial.rng.enter()
     while not trial.finished:
         before = forward.tokens, forward.real_tokens
-        loss = objective.loss(*forward(trial.rows, trial.next_rows(), objective.train))
+        loss = objective.loss(*forward(trial.rows, trial.next_rows(), objective.train, for_loss=True))
         trial.require_finite(loss)
         forward.device.accelerator.backward(loss)
         trial.update(loss)

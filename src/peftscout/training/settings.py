@@ -26,5 +26,6 @@ class TrainingSettings:
     evaluations: int = 2
     backbone_dropout: BackboneDropout = "off"
     shortcuts: bool = True
+    packing: bool = True
     cache_bytes: int = 4_000_000_000
     arithmetic: Arithmetic = FP32
