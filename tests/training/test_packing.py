@@ -17,7 +17,7 @@ from peftscout.architecture import ModelMap
 from peftscout.tasks.sequences import IGNORED, feature_of
 from peftscout.training.batches import BatchMaker, padded_width
 from peftscout.training.objectives.causal import Completions
-from peftscout.training.packing import NO_CACHE, Packing, first_fit, pack, worth
+from peftscout.training.packing import NO_CACHE, Packing, first_fit, pack
 from tiny_models import PAD, VOCABULARY, tiny_model
 
 DECODERS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen3", "qwen3 in windows", "gemma", "phi", "mixtral", "qwen2_moe")
@@ -66,7 +66,7 @@ def test_a_packing_holds_each_row_once_in_order_with_positions_from_0(parts: lis
     width, rows = padded_width(max(map(max, parts))), max(map(len, parts))
     packing = pack(parts, width, rows)
     if packing is None:
-        assert not worth(max(len(first_fit(lengths, width)) for lengths in parts), rows)
+        assert max(len(first_fit(lengths, width)) for lengths in parts) >= rows
         return
     padded = torch.arange(len(parts) * rows * width).view(len(parts) * rows, width)
     held = packing.source >= 0
@@ -88,7 +88,7 @@ def test_a_packing_holds_each_row_once_in_order_with_positions_from_0(parts: lis
 def test_rows_that_do_not_fit_together_stay_as_they_are() -> None:
     assert pack([[10, 9, 8, 7]], 10, 4) is None
     assert pack([[10, 5, 5, 7]], 10, 4) is not None
-    assert pack([[10] * 38 + [5, 5]], 10, 40) is None, "one sequence of forty is not worth the masks"
+    assert pack([[10, 5, 5], [9, 8, 7]], 10, 3) is None, "parts get equally many sequences, and the second needs three"
 
 
 def test_the_first_token_of_a_row_is_not_learnt_from_the_row_before() -> None:

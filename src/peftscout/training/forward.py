@@ -16,7 +16,7 @@ from peftscout.training.batches import BatchMaker, padded_width
 from peftscout.training.device import Device
 from peftscout.training.frozen_prefix import Entrance, entered_at
 from peftscout.training.objectives import Batch, Pass
-from peftscout.training.packing import NO_CACHE, Packing, first_fit, pack, worth
+from peftscout.training.packing import NO_CACHE, Packing, first_fit, pack
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def packing_of(rows: Encoded, indices: np.ndarray) -> Packing | None:
 def token_count(rows: Encoded, indices: np.ndarray, packs: bool = False) -> tuple[int, int]:
     """Return the positions of a batch of the rows at ``indices``, padding included, and those that hold a token.
 
-    ``packs``: the rows share sequences where that is worth it.
+    ``packs``: the rows share sequences.
     """
     lengths = [length for i in indices for length in _lengths(rows.features[i]["input_ids"])]
     width = padded_width(max(lengths))
     sequences = len(first_fit(lengths, width)) if packs else len(lengths)
-    return (sequences if worth(sequences, len(lengths)) else len(lengths)) * width, sum(lengths)
+    return sequences * width, sum(lengths)
 
 
 def _lengths(ids: list[Any]) -> list[int]:

@@ -18,9 +18,6 @@ from torch import Tensor
 
 from peftscout.tasks.sequences import IGNORED
 
-WORTH = 0.95
-"""Rows are packed where at most this share of their number is left as sequences: what less saves, the masks cost."""
-
 NO_CACHE: Mapping[str, Any] = {"use_cache": False}
 """What a model must be told besides: with a cache of keys, transformers looks for no second row in a sequence."""
 
@@ -50,7 +47,7 @@ class Packing:
 
 
 def pack(parts: Sequence[Sequence[int]], width: int, rows: int) -> Packing | None:
-    """Return where the rows of a batch go, or ``None`` where that does not save enough (`WORTH`).
+    """Return where the rows of a batch go, or ``None`` where no two fit together: one sequence less is a gain already.
 
     Args:
         parts: lengths of the rows of each part of the batch. Every part gets equally many sequences, part after part.
@@ -59,7 +56,7 @@ def pack(parts: Sequence[Sequence[int]], width: int, rows: int) -> Packing | Non
     """
     filled = [first_fit(lengths, width) for lengths in parts]
     count = max(map(len, filled))
-    if not worth(count, rows):
+    if count >= rows:
         return None
     source = torch.full((len(parts), count, width), -1)
     positions = torch.zeros((len(parts), count, width), dtype=torch.int64)
@@ -72,11 +69,6 @@ def pack(parts: Sequence[Sequence[int]], width: int, rows: int) -> Packing | Non
                 positions[part, n, here] = own
                 start += lengths[row]
     return Packing(source.flatten(0, 1), positions.flatten(0, 1))
-
-
-def worth(sequences: int, rows: int) -> bool:
-    """Whether so many rows are to share so many sequences."""
-    return sequences <= WORTH * rows
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
