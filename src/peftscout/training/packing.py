@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,17 +59,18 @@ def pack(parts: Sequence[Sequence[int]], width: int, rows: int) -> Packing | Non
     count = max(map(len, filled))
     if count >= rows:
         return None
-    source = torch.full((len(parts), count, width), -1)
-    positions = torch.zeros((len(parts), count, width), dtype=torch.int64)
+    source = np.full((len(parts), count, width), -1, dtype=np.int64)
+    positions = np.zeros_like(source)
+    counted = np.arange(width)
     for part, (lengths, sequences) in enumerate(zip(parts, filled, strict=True)):
         for n, sequence in enumerate(sequences):
             start = 0
             for row in sequence:
-                here, own = slice(start, start + lengths[row]), torch.arange(lengths[row])
+                here, own = slice(start, start + lengths[row]), counted[: lengths[row]]
                 source[part, n, here] = (part * rows + row) * width + own
                 positions[part, n, here] = own
                 start += lengths[row]
-    return Packing(source.flatten(0, 1), positions.flatten(0, 1))
+    return Packing(*(torch.from_numpy(found.reshape(-1, width)) for found in (source, positions)))
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
