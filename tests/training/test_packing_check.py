@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from adapted import everything
 from peftscout import tuner
 from peftscout.architecture import ModelMap
+from peftscout.backbone import quiet_loading
 from peftscout.plan import Plan
 from peftscout.training.packing_check import why_not_packed
 from tiny_models import tiny_model
@@ -55,6 +57,12 @@ def test_decoders_that_do_not_tell_rows_apart_are_refused(name: str, dtype: torc
             CONFIG_MAPPING[name](**{**sizes, **CONTAMINATED[name]}, initializer_range=0.2, init_std=0.2)
         )
     assert "differ from those of each by itself" in why_not_packed(adapted(model.to(dtype), ("lora",)), ROW)
+
+
+def test_a_real_decoder_packs(shared_models: Path) -> None:
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(shared_models / "stories260k-llama", use_safetensors=True)
+    assert why_not_packed(adapted(model), ROW) == ""
 
 
 def test_a_model_in_half_precision_packs() -> None:
