@@ -220,20 +220,6 @@ def test_time_limits_the_search_but_never_the_baseline(model, data, tmp_path):
     assert (r.trials["stage"] == "search").sum() == 1
 
 
-def test_a_dry_run_writes_nothing_and_estimates_the_time(model, data, tmp_path, monkeypatch):
-    from peftscout.api import dry_run_config
-    from peftscout.config import StudyConfig
-
-    monkeypatch.chdir(tmp_path)
-    config = StudyConfig.from_mapping({"model": str(model), "budget": "5%", "data": {"source": str(data)}, "trials": 5})
-    plan = dry_run_config(config)
-    assert plan["seconds"] > 0
-    assert plan["evaluations"] == 5 + 2 * (2 + 3)
-    assert plan["cheapest"]["cost"] < plan["baseline"]["cost"] <= plan["budget"]["parameters"] < plan["dearest"]["cost"]
-    assert plan["space"]["plans"] > 10**20
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_a_study_ends_with_the_same_trials(model, data, tmp_path):
     arguments = [

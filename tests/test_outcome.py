@@ -57,10 +57,20 @@ def test_the_key_of_a_request_changes_with_everything_but_its_label():
         Evaluate(PLAN, Fidelity(10), 4),
         Evaluate(PLAN, Fidelity(10), 3, 2.0),
         Evaluate(PLAN, Fidelity(10), 3, initial="0123456789abcdef"),
+        Evaluate(PLAN, Fidelity(10), 3, task="cola"),
+        Evaluate(PLAN, Fidelity(10), 3, op_lr_scales=(("bias", 0.3), ("lora", 3.0))),
     ]
-    assert len({base.key, *(o.key for o in others)}) == 7
+    assert len({base.key, *(o.key for o in others)}) == 1 + len(others)
     assert base.course not in {o.course for o in others}
+    assert [Evaluate.from_json(json.loads(json.dumps(o.to_json()))) for o in others] == others
     assert Evaluate(PLAN, Fidelity(10), 3, label="x").key == base.key
+
+
+def test_identities_in_ledgers_of_earlier_releases_stay_what_they_are():
+    plan = Plan.of({("layers.0.attention.q", "lora"): 2})
+    assert Evaluate(plan, Fidelity(10), 3).key == "5f01e1988dd52ecb"
+    assert Evaluate(plan, Fidelity(10), 3).course == "6d50243aabe6030d"
+    assert Evaluate(plan, Fidelity(10, rungs=(5, 10)), 3, 2.0, initial="0123456789abcdef").key == "a65d9f73d7ea159b"
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(0, 1.0), (-1, 1.0), (1, 0.0), (1, 1.5)])

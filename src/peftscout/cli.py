@@ -84,6 +84,9 @@ def search(
     label: Label = None,
     kind: Kind = None,
     max_train_rows: Annotated[int | None, typer.Option(help="Use only so many training rows.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Further data to judge plans by (design-spaces); may be given again.")
+    ] = None,
     space: Annotated[str | None, typer.Option(help="Preset name or YAML file.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Search strategy.")] = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations in all, the baseline among them.")] = None,
@@ -125,6 +128,7 @@ def search(
         "time": time,
         "final": {"seeds": final_seeds},
         "export": export,
+        "also": [{"source": source} for source in also] if also else None,
     }
     options |= {
         "training": {"precision": precision},

@@ -161,6 +161,8 @@ class StudyConfig(_Section):
         model: hub id or folder of a pretrained model.
         budget: largest number of trainable parameters: ``200_000``, ``0.5%``, ``1.39‱``, ``2MB``.
         data: see `DataConfig`.
+        also: further data: plans are trained on each, for a rule that holds on all of them. For the strategy
+            ``design-spaces``; the adapter that is handed over at the end is for ``data``.
         space: name of a preset, or path of a YAML file.
         strategy: name of a search strategy.
         strategy_options: options of that strategy.
@@ -194,6 +196,7 @@ class StudyConfig(_Section):
     model: str
     budget: str | int
     data: DataConfig
+    also: tuple[DataConfig, ...] = ()
     space: str = "all"
     strategy: str = "auto"
     strategy_options: dict[str, Any] = Field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from peftscout.errors import NothingFeasibleError, StudyError
 from peftscout.gates import WeightTraining
 from peftscout.ledger import Record, Stage
 from peftscout.outcome import Evaluate, Fidelity, Outcome
-from peftscout.preparation import Prepared, encode_split, make_evaluator
+from peftscout.preparation import Prepared, encode_split, make_evaluators
 from peftscout.report.progress import Reporter
 from peftscout.report.summary import SupernetSpent, summarise
 from peftscout.strategies import make_strategy, with_fidelity
@@ -48,7 +48,10 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         if prepared.earlier is not None:
             prepared.earlier.save(folder)
             reporter.note(prepared.earlier.note)
-        runner = Runner(study, make_evaluator(prepared, folder / "cache", reporter.note), reporter)
+        for name, other in prepared.others.items():
+            for note in other.task.notes:
+                reporter.note(f"{name}: {note}")
+        runner = Runner(study, make_evaluators(prepared, folder / "cache", reporter.note), reporter)
         best, baseline = _search(prepared, runner)
         best, baseline = _tune(prepared, runner, best, baseline)
         comparison = _compare(prepared, runner, best, baseline)
@@ -83,15 +86,18 @@ class Runner:
     """Evaluates requests, each at most once in the life of a study.
 
     Attributes:
+        evaluators: by `Evaluate.task`.
+        evaluator: that of the study's own task.
         capacity: requests that are worth evaluating at once.
         supernet: what the one-shot search took, once there was one.
     """
 
-    def __init__(self, study: Study, evaluator: Evaluator, reporter: Reporter) -> None:
+    def __init__(self, study: Study, evaluators: Mapping[str, Evaluator], reporter: Reporter) -> None:
         self.study = study
-        self.evaluator = evaluator
+        self.evaluators = evaluators
+        self.evaluator = evaluators[""]
         self.reporter = reporter
-        self.capacity = capacity(evaluator)
+        self.capacity = min(map(capacity, evaluators.values()))
         self.supernet: SupernetSpent | None = None
         self._best: float | None = None
 
@@ -109,18 +115,23 @@ class Runner:
             if keep is not None:
                 keep(model, folder)
 
-        outcome = self.evaluator(request, after=after, progress=self.reporter.step)
+        outcome = self.evaluators[request.task](request, after=after, progress=self.reporter.step)
         self.study.finish(number, outcome)
         return self._told(Record(number, stage, request, outcome), recalled=False)
 
     def together(self, requests: Sequence[Evaluate], stage: Stage) -> list[Record]:
-        """Return the record of each of ``requests``; those that have to be run share their passes."""
+        """Return the record of each of ``requests``; those of one task that have to be run share their passes."""
+        tasks = {request.task for request in requests}
+        if len(tasks) > 1:
+            parts = [self.together([r for r in requests if r.task == task], stage) for task in tasks]
+            records = {record.request.key: record for part in parts for record in part}
+            return [records[request.key] for request in requests]
         asked = [request for request in requests if self.study.ledger.recall(request) is None]
         if len(asked) < 2:
             return [self(request, stage) for request in requests]
         started = [self._start(request, stage) for request in asked]
         outcomes = evaluate_together(
-            self.evaluator,
+            self.evaluators[asked[0].task],
             asked,
             after=lambda n, model: save_adapter(model, started[n][1] / "adapter"),
             progress=self.reporter.step,
@@ -138,7 +149,7 @@ class Runner:
 
     def _told(self, record: Record, recalled: bool) -> Record:
         score = None if record.outcome is None else record.outcome.score
-        if score is not None and record.stage != "final":
+        if score is not None and record.stage != "final" and not record.request.task:
             self._best = score if self._best is None else max(score, self._best)
         self.reporter.finished(record, self._best, recalled)
         return record
@@ -172,7 +183,8 @@ def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
     if (earlier := _best_observed(prepared, records)) is not None:
         records += runner.together([earlier], "search")
     runner.reporter.planned(len(records) + later)
-    return _best_of([r for r in records if prepared.may_be_chosen(r.request.plan)]), records[0]
+    of_own_task = [r for r in records if not r.request.task]
+    return _best_of([r for r in of_own_task if prepared.may_be_chosen(r.request.plan)]), records[0]
 
 
 def _best_observed(prepared: Prepared, records: list[Record]) -> Evaluate | None:

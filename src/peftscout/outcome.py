@@ -94,6 +94,8 @@ class Evaluate:
         lr_scale: factor on the learning rate of every op family (the nuisance axis).
         label: for people, such as ``uniform lora r=8 on q,v``; not part of the identity.
         initial: name of the state to start from, such as a slice of a trained supernet; empty: fresh weights by seed.
+        task: name of the task to train on; empty: the study's own, see `Problem.tasks`.
+        op_lr_scales: further factors on the learning rate of single op families, such as ``(("lora", 3.0),)``.
     """
 
     plan: Plan
@@ -102,29 +104,36 @@ class Evaluate:
     lr_scale: float = 1.0
     label: str = field(default="", compare=False)
     initial: str = ""
+    task: str = ""
+    op_lr_scales: tuple[tuple[str, float], ...] = ()
+
+    def lr_factor(self, op: str) -> float:
+        """Return the factor on the learning rate of an op family, or of the head."""
+        return self.lr_scale * dict(self.op_lr_scales).get(op, 1.0)
 
     @property
     def key(self) -> str:
         """Identity of the request: equal requests give equal outcomes and are never run twice."""
         f = self.fidelity
-        identity: list[Any] = [self.plan.digest, f.steps, f.data_fraction, self.seed, self.lr_scale]
-        if f.rungs:
-            identity.append(f.rungs)
-        if self.initial:
-            identity.append(self.initial)
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        return self._digest(
+            [self.plan.digest, f.steps, f.data_fraction, self.seed, self.lr_scale, *[f.rungs] * bool(f.rungs)]
+        )
 
     @property
     def course(self) -> str:
         """What requests have in common of which one continues the other on a ladder of rungs: all but the steps."""
         f = self.fidelity
-        identity = [self.plan.digest, f.data_fraction, list(f.rungs) or f.steps, self.seed, self.lr_scale]
-        if self.initial:
-            identity.append(self.initial)
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        return self._digest([self.plan.digest, f.data_fraction, list(f.rungs) or f.steps, self.seed, self.lr_scale])
+
+    def _digest(self, identity: list[Any]) -> str:
+        """What came later counts only where it is used: identities in older ledgers stay what they are."""
+        later: list[Any] = [self.initial] if self.initial else []
+        later += [{"task": self.task}] if self.task else []
+        later += [{"op_lr_scales": self.op_lr_scales}] if self.op_lr_scales else []
+        return hashlib.sha256(json.dumps(identity + later).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; the inverse of `from_json`. Of fresh weights it says nothing."""
+        """Return the JSON form; the inverse of `from_json`. The default of a later field is left out."""
         data = {
             "plan": self.plan.to_json(),
             "fidelity": self.fidelity.to_json(),
@@ -132,14 +141,16 @@ class Evaluate:
             "lr_scale": self.lr_scale,
             "label": self.label,
         }
-        return data | {"initial": self.initial} if self.initial else data
+        later = {"initial": self.initial, "task": self.task, "op_lr_scales": [list(s) for s in self.op_lr_scales]}
+        return data | {name: value for name, value in later.items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the JSON form."""
         fidelity = Fidelity.from_json(data["fidelity"])
-        plan, initial = Plan.from_json(data["plan"]), data.get("initial", "")
-        return cls(plan, fidelity, data["seed"], data["lr_scale"], data["label"], initial)
+        later = {name: data[name] for name in ("initial", "task") if name in data}
+        later["op_lr_scales"] = tuple((op, scale) for op, scale in data.get("op_lr_scales", ()))
+        return cls(Plan.from_json(data["plan"]), fidelity, data["seed"], data["lr_scale"], data["label"], **later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
 from peftscout.errors import ConfigError
 from peftscout.outcome import Fidelity
-from peftscout.plan import Budget, Plan
+from peftscout.plan import Budget, Plan, Sites
 from peftscout.space import Space, load_space
 from peftscout.stock import holds_plan
-from peftscout.strategies import FidelityOptions, check_fidelity, check_learns_from_others, check_strategy
+from peftscout.strategies import (
+    FidelityOptions,
+    check_fidelity,
+    check_judges_by_several,
+    check_learns_from_others,
+    check_strategy,
+)
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
 from peftscout.study import Header, read_header, versions
@@ -34,7 +41,10 @@ from peftscout.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a study needs, checked; nothing has been written yet."""
+    """Everything a study needs, checked; nothing has been written yet.
+
+    ``others`` are the further tasks of ``config.also``, by name, each with a copy of the model that has its head.
+    """
 
     config: StudyConfig
     task: Task
@@ -47,6 +57,7 @@ class Prepared:
     arithmetic: Arithmetic
     earlier: Earlier | None = None
     own_training: OwnTraining | None = None
+    others: Mapping[str, Prepared] = field(default_factory=dict)
 
     @property
     def problem(self) -> Problem:
@@ -64,6 +75,7 @@ class Prepared:
             reference_score=self.task.majority,
             observed=() if self.earlier is None else self.earlier.observed,
             related=() if self.earlier is None else self.earlier.related,
+            tasks=("", *self.others),
         )
 
     def may_be_chosen(self, plan: Plan) -> bool:
@@ -81,7 +93,10 @@ class Prepared:
         }
         if self.own_training is not None:
             model["own_training"] = name_of(self.own_training)
-        return Header(self.config.to_mapping(), self.task.manifest(), model, versions(), self.arithmetic.to_json())
+        data = self.task.manifest()
+        if self.others:
+            data |= {"also": {name: other.task.manifest() for name, other in self.others.items()}}
+        return Header(self.config.to_mapping(), data, model, versions(), self.arithmetic.to_json())
 
     def continuing(self, folder: Path) -> Prepared:
         """Return this with what the study in ``folder`` began with: its arithmetic, if there is one and the config
@@ -111,11 +126,15 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         PeftscoutError: whatever cannot work is found here: data, model, budget, space, strategy.
     """
     check_strategy(config.strategy, config.strategy_options)
+    if config.also:
+        check_judges_by_several(config.strategy)
     if config.from_study is not None:
         check_learns_from_others(config.strategy)
     multi_fidelity = check_fidelity(config.fidelity, config.strategy, config.fidelity_options)
     if own_training is not None and multi_fidelity is not None:
         raise ConfigError(f"fidelity {config.fidelity}: stops and resumes trainings, which a function of yours cannot")
+    if own_training is not None and config.also:
+        raise ConfigError("also: a function of yours trains on one task")
     use_threads(config.training.threads)
     d = config.data
     task = load_task(
@@ -158,8 +177,32 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         fidelity = multi_fidelity.ladder(fidelity, epoch)
     arithmetic = choose(config.training.precision, backbone.place or Accelerator().device)
     return Prepared(
-        config, task, backbone, budget, space, baseline, fidelity, multi_fidelity, arithmetic, own_training=own_training
+        config,
+        task,
+        backbone,
+        budget,
+        space,
+        baseline,
+        fidelity,
+        multi_fidelity,
+        arithmetic,
+        own_training=own_training,
+        others=_further_tasks(config, task.name, model_map.sites),
     )
+
+
+def _further_tasks(config: StudyConfig, first: str, sites: Sites) -> dict[str, Prepared]:
+    """Prepare the tasks of ``config.also``, each on a model of its own with the same sites."""
+    others: dict[str, Prepared] = {}
+    for number, data in enumerate(config.also):
+        other = prepare(config.model_copy(update={"data": data, "also": ()}))
+        name = other.task.name
+        if name == first or name in others:
+            raise ConfigError(f"also.{number}: a second task {name!r}; every task needs a name of its own")
+        if other.backbone.model_map.sites != sites:
+            raise ConfigError(f"also.{number}: task {name!r} needs a model with other sites than {first!r}")
+        others[name] = other
+    return others
 
 
 def _steps(config: StudyConfig, rows: int) -> int:
@@ -191,6 +234,21 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
         arithmetic=prepared.arithmetic,
     )
     return Evaluator(backbone, data, settings, folder=cache, note=note, own=prepared.own_training)
+
+
+def make_evaluators(
+    prepared: Prepared, cache: Path, note: Callable[[str], None] = lambda text: None
+) -> dict[str, Evaluator]:
+    """Return the evaluator of every task by `Evaluate.task`, all with the arithmetic of the first one."""
+    evaluators = {"": make_evaluator(prepared, cache, note)}
+    for number, (name, other) in enumerate(prepared.others.items()):
+        alike = replace(other, arithmetic=prepared.arithmetic)
+        evaluators[name] = make_evaluator(alike, cache / f"also-{number}", partial(_note_of, name, note))
+    return evaluators
+
+
+def _note_of(name: str, note: Callable[[str], None], text: str) -> None:
+    note(f"{name}: {text}")
 
 
 def encode_split(prepared: Prepared, split: Split, cache: Path) -> Encoded:

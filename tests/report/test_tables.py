@@ -40,6 +40,8 @@ DRY = {
     "evaluations": 22,
     "steps": 188,
     "seconds_per_step": 0.25,
+    "supernet": {"steps": 94, "seconds": 120.0},
+    "from_study": "12 evaluations of studies/wide are a prior",
     "seconds": 3700.0,
 }
 
@@ -56,6 +58,8 @@ def test_a_dry_run_names_every_number_that_a_decision_needs():
         "22,700,000 parameters, 150 sites",
         "2,000 training rows, 490 search rows",
         "0.5% = 113,500 trainable parameters, head apart",
+        "at most 94 steps, about 0:02:00",
+        "12 evaluations of studies/wide are a prior",
         "400 choices, about 10^300 plans",
         "uniform LoRA 8 on q, v, 110,000 parameters",
         "at most 22 evaluations of 188 steps",

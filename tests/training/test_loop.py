@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from peftscout.outcome import Fidelity
+from peftscout.outcome import Evaluate, Fidelity
+from peftscout.plan import Plan
 from peftscout.training.objectives import Classes, Numbers
 from peftscout.training.schedule import evaluation_steps, learning_rate_factor, parameter_groups
 from peftscout.training.settings import TrainingSettings
@@ -30,9 +31,10 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_the_end(steps, wa
 def test_each_family_has_its_learning_rate_and_only_matrices_decay():
     settings = TrainingSettings({"lora": 1e-3, "bias": 5e-3, "head": 2e-3}, weight_decay=0.1)
     matrix, vector, head = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, 2))
-    groups = parameter_groups({"lora": [matrix], "bias": [vector], "head": [head]}, settings, 3.0)
+    request = Evaluate(Plan.of({}), Fidelity(1), 0, 3.0, op_lr_scales=(("lora", 2.0),))
+    groups = parameter_groups({"lora": [matrix], "bias": [vector], "head": [head]}, settings, request.lr_factor)
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [
-        (pytest.approx(3e-3), 0.1),
+        (pytest.approx(6e-3), 0.1),
         (pytest.approx(15e-3), 0.0),
         (pytest.approx(6e-3), 0.1),
     ]

@@ -196,12 +196,12 @@ def _course(view: View, floor: float) -> Course:
     seconds = [t.seconds or 0.0 for t in trials]
     if len(seconds) > 1:  # the baseline was trained before the supernet
         seconds[1] += begin
-    counted = [t.score if t.full and t.score is not None else float("nan") for t in trials]
+    counted = [t.score if t.counts and t.score is not None else float("nan") for t in trials]
     best = np.fmax.accumulate(counted) if counted else np.array([])
     corner = Reference(float(np.log10(view.budget + 1)), floor)
     areas = []
     for i in range(len(trials)):
-        done = [(t.cost, t.score) for t in trials[: i + 1] if t.full and t.score is not None and t.cost]
+        done = [(t.cost, t.score) for t in trials[: i + 1] if t.counts and t.score is not None and t.cost]
         costs = np.log10([float(cost) for cost, _ in done]) if done else np.array([])
         areas.append(hypervolume(costs, np.array([score for _, score in done], dtype=float), corner))
     name = str(view.summary["strategy"])

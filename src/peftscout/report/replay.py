@@ -39,6 +39,7 @@ def problem_of(view: View, config: StudyConfig, records: Sequence[Record]) -> Pr
         trials=config.trials,
         seed=config.seed,
         lr_scales=config.lr_scales,
+        tasks=("", *dict.fromkeys(r.request.task for r in search if r.request.task)),
     )
 
 

@@ -57,7 +57,8 @@ def standing(records: Sequence[Record], phase: Phase, most: int) -> Standing:
     scored = [
         (r.outcome.score, r.outcome.cost)
         for r in records
-        if r.outcome is not None and r.outcome.score is not None and r.stage != "final" and r.request.fidelity.full
+        if r.outcome is not None and r.outcome.score is not None and r.stage != "final"
+        if r.request.fidelity.full and not r.request.task
     ]
     running_best: list[float] = []
     for score, _ in scored:

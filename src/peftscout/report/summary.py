@@ -121,6 +121,7 @@ def _trial(record: Record) -> dict[str, Any]:
         "number": record.number,
         "stage": record.stage,
         "label": r.label,
+        "task": r.task,
         "state": "running" if o is None else str(o.state),
         "cost": None if o is None else o.cost,
         "score": None if o is None else o.score,

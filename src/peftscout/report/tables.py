@@ -33,6 +33,10 @@ def dry_run(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("dearest plan", f"{plan['dearest']['cost']:,} parameters")
     table.add_row("baseline", f"{plan['baseline']['label']}, {plan['baseline']['cost']:,} parameters")
     table.add_row("strategy", f"{plan['strategy']}, at most {plan['evaluations']} evaluations of {plan['steps']} steps")
+    if (supernet := plan["supernet"]) is not None:
+        table.add_row("supernet", f"at most {supernet['steps']:,} steps, about {_duration(supernet['seconds'])}")
+    if plan["from_study"] is not None:
+        table.add_row("other study", plan["from_study"])
     table.add_row(
         "time", f"about {_duration(plan['seconds'])}, from a probe of {plan['seconds_per_step']:.3f} s a step"
     )

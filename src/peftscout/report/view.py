@@ -35,6 +35,12 @@ class Trial:
     lr_scale: float
     plan: Plan
     message: str = ""
+    task: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether its score may be compared: of a full training on the study's own task."""
+        return self.full and self.score is not None and not self.task
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trial:
@@ -79,8 +85,8 @@ class View:
 
     @cached_property
     def searched(self) -> tuple[Trial, ...]:
-        """Fully trained evaluations of search and tuning that have a score: those that scores are compared of."""
-        return tuple(t for t in self.trials if t.stage != "final" and t.score is not None and t.full)
+        """Evaluations of search and tuning that count: those that scores are compared of."""
+        return tuple(t for t in self.trials if t.stage != "final" and t.counts)
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:

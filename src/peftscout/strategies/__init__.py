@@ -75,6 +75,9 @@ _OWN_FIDELITIES = {
 _LEARN_FROM_OTHERS = ("autopeft", "auto")
 """Strategies that make use of `Problem.observed` and `Problem.related`."""
 
+_SEVERAL_TASKS = ("design-spaces",)
+"""Strategies that make use of `Problem.tasks`."""
+
 
 def check_strategy(name: str, options: Mapping[str, Any]) -> Any:
     """Return the options object for strategy ``name`` (``None`` where it has no options).
@@ -96,6 +99,12 @@ def check_learns_from_others(name: str) -> None:
         raise ConfigError(
             f"from_study: strategy {name!r} learns nothing from another study; use {', '.join(_LEARN_FROM_OTHERS)}"
         )
+
+
+def check_judges_by_several(name: str) -> None:
+    """Raise a ConfigError unless strategy ``name`` can judge plans by several tasks."""
+    if name not in _SEVERAL_TASKS:
+        raise ConfigError(f"also: strategy {name!r} judges by one task; use {', '.join(_SEVERAL_TASKS)}")
 
 
 def make_strategy(name: str, problem: Problem, options: Mapping[str, Any]) -> Strategy:

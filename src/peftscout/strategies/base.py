@@ -43,6 +43,8 @@ class Problem:
             split; ``None`` where nobody knows.
         observed: what another study observed of this very problem; it counts as known and costs no trial.
         related: what another study observed of the same model on another task, or under other training.
+        tasks: names of those that plans may be trained on, see `Evaluate.task`. The first one, without a name, is the
+            study's own, whose scores decide which plan is chosen; the others have further data.
         one_shot: opens a supernet of the space, for strategies that search on one; ``None``: there is none to be had.
     """
 
@@ -57,6 +59,7 @@ class Problem:
     reference_score: float | None = None
     observed: tuple[Evaluated, ...] = ()
     related: tuple[Evaluated, ...] = ()
+    tasks: tuple[str, ...] = ("",)
     one_shot: Callable[[WeightTraining], AbstractContextManager[OneShot]] | None = field(
         default=None, compare=False, repr=False
     )

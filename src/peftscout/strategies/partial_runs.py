@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -70,7 +70,7 @@ class PartialRuns:
 
     def __init__(self, problem: Problem, rank_by: RankBy) -> None:
         self._problem = problem
-        self._runs: dict[tuple[str, int, float], PartialRun] = {}
+        self._runs: dict[tuple[Hashable, ...], PartialRun] = {}
         self._by_loss = rank_by == "loss"
         self.ladder = problem.fidelity.rungs
         self.left: float = math.inf if problem.trials is None else (problem.trials - 1) * self.ladder[-1]
@@ -146,6 +146,6 @@ def band_of(cost: int, budget: int, factor: float) -> int:
     return band
 
 
-def _course(request: Evaluate) -> tuple[str, int, float]:
+def _course(request: Evaluate) -> tuple[Hashable, ...]:
     """What requests have in common when one continues the other."""
-    return request.plan.digest, request.seed, request.lr_scale
+    return request.plan.digest, request.seed, request.lr_scale, request.op_lr_scales

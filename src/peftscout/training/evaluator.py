@@ -168,7 +168,7 @@ class Evaluator:
         if self.own is not None:
             return run_own(self.own, self._candidate(model, request), request)
         trial = Trial(
-            parameter_groups(tuner.parameters_by_op(model), settings, request.lr_scale),
+            parameter_groups(tuner.parameters_by_op(model), settings, request.lr_factor),
             request.fidelity,
             request.seed,
             self.rows(request.fidelity.data_fraction),
@@ -194,7 +194,8 @@ class Evaluator:
     def _candidate(self, model: Any, request: Evaluate) -> Candidate:
         rows = self.rows(request.fidelity.data_fraction)
         tokenizer, task, steps = self.backbone.tokenizer, self.data.task, request.fidelity.steps
-        return Candidate(model, tokenizer, task, rows, self.data.search, steps, request.seed, request.lr_scale)
+        factors = request.lr_scale, dict(request.op_lr_scales)
+        return Candidate(model, tokenizer, task, rows, self.data.search, steps, request.seed, *factors)
 
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:

@@ -351,7 +351,7 @@ class _Weights:
             rates |= {op: training.learning_rate for op in rates if op != "head"}
         settings = replace(evaluator.settings, learning_rates=rates, weight_decay=training.weight_decay)
         self._optimiser = torch.optim.AdamW(
-            parameter_groups(tuner.parameters_by_op(self.net.model), settings, training.lr_scale)
+            parameter_groups(tuner.parameters_by_op(self.net.model), settings, lambda op: training.lr_scale)
         )
         self._base_rates = [group["lr"] for group in self._optimiser.param_groups]
         self.parameters = [p for group in self._optimiser.param_groups for p in group["params"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftscout.errors import ConfigError
@@ -26,6 +26,7 @@ class Candidate:
         steps: how many optimiser steps are meant.
         seed: of everything that is drawn.
         lr_scale: factor on every learning rate, tuned by the search.
+        op_lr_scales: further factors on the learning rate of single op families.
     """
 
     model: Any
@@ -36,6 +37,7 @@ class Candidate:
     steps: int
     seed: int
     lr_scale: float
+    op_lr_scales: Mapping[str, float] = field(default_factory=dict)
 
 
 Score = float | Mapping[str, float]

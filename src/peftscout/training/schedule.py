@@ -28,16 +28,18 @@ def rates_at(width: int, rates: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def parameter_groups(
-    by_op: Mapping[str, Sequence[nn.Parameter]], settings: TrainingSettings, lr_scale: float
+    by_op: Mapping[str, Sequence[nn.Parameter]], settings: TrainingSettings, factor: Callable[[str], float]
 ) -> list[dict[str, Any]]:
-    """Return AdamW groups: the learning rate of each op family times ``lr_scale``; weight decay on matrices only."""
+    """Return AdamW groups: the learning rate of each op family times its ``factor``; weight decay on matrices only."""
     groups = []
     for op, parameters in by_op.items():
         for matrices in (True, False):
             members = [p for p in parameters if (p.dim() >= 2) is matrices]
             if members:
                 decay = settings.weight_decay if matrices else 0.0
-                groups.append({"params": members, "lr": settings.learning_rates[op] * lr_scale, "weight_decay": decay})
+                groups.append(
+                    {"params": members, "lr": settings.learning_rates[op] * factor(op), "weight_decay": decay}
+                )
     return groups
 
 

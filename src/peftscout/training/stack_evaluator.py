@@ -126,7 +126,7 @@ def _trial(evaluator: Evaluator, stack: Stack, slot: int, request: Evaluate) -> 
     if request.initial:
         stack.load_trainable_state(slot, evaluator.initial.load(request.initial))
     return Trial(
-        parameter_groups(stack.parameters_by_op(slot), evaluator.settings, request.lr_scale),
+        parameter_groups(stack.parameters_by_op(slot), evaluator.settings, request.lr_factor),
         request.fidelity,
         request.seed,
         evaluator.rows(request.fidelity.data_fraction),

@@ -80,7 +80,7 @@ def test_the_same_random_part_gives_the_same_model_but_for_the_option():
         )
         assert one.sizes == other.sizes
         assert one.slope == -other.slope
-        assert one.lr_scale == other.lr_scale
+        assert one.rates == other.rates
         assert [one.methods(layer) for layer in range(12)] == [other.methods(layer) for layer in range(12)]
 
 
@@ -105,11 +105,11 @@ def test_per_stack_grouping_draws_a_structure_and_a_ramp_for_each_stack():
 
 
 def test_learning_rates_are_one_of_the_factors_or_log_uniform_in_the_range():
-    listed = [g.lr_scale for g in genotypes(600, rates=LearningRates((0.3, 1.0, 3.0)))]
+    listed = [g.rates.lr_scale for g in genotypes(600, rates=LearningRates((0.3, 1.0, 3.0)))]
     counts = Counter(listed)
     assert set(counts) == {0.3, 1.0, 3.0}
     assert chisquare(list(counts.values())).pvalue > 0.01
-    ranged = [g.lr_scale for g in genotypes(600, rates=LearningRates(between=(0.1, 10.0)))]
+    ranged = [g.rates.lr_scale for g in genotypes(600, rates=LearningRates(between=(0.1, 10.0)))]
     assert kstest((np.log10(ranged) + 1) / 2, "uniform").pvalue > 0.01
     assert all(rate == float(f"{rate:.3g}") for rate in ranged)
 
@@ -141,4 +141,19 @@ def test_a_genotype_as_plain_data_says_what_it_is():
         "tunable": ["G1"],
         "methods": {"G1": ["lora"]},
         "lr_scale": 3.0,
+        "op_lr_scales": {},
     }
+
+
+def test_each_method_may_have_a_learning_rate_of_its_own_drawn_over_the_whole_range():
+    found = list(genotypes(400, rates=LearningRates(between=(0.1, 10.0), of_each="method")))
+    by_op = [dict(g.rates.by_op) for g in found]
+    assert {g.rates.lr_scale for g in found} == {1.0}
+    assert {tuple(factors) for factors in by_op} == {("bias", "lora", "prefix", "serial")}
+    for op in ("bias", "lora"):
+        factors = np.array([factors[op] for factors in by_op])
+        assert factors.min() < 0.13
+        assert factors.max() > 7.7
+        assert abs(np.log10(factors).mean()) < 0.1
+    logs = np.log([[factors["bias"], factors["lora"]] for factors in by_op])
+    assert abs(np.corrcoef(logs.T)[0, 1]) < 0.15

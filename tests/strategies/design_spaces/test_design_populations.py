@@ -31,7 +31,7 @@ def test_every_option_is_realised_on_the_same_base_models(axis):
     assert len(found.options) >= 2
     for k in range(10):
         variants = [found.models[label][k].genotype for label in found.options]
-        assert len({v.lr_scale for v in variants}) == 1
+        assert len({v.rates for v in variants}) == 1
         for other in SPACE.axes:
             if other != axis:
                 assert len({str(on_axis(v.design, other)) for v in variants}) == 1
@@ -140,7 +140,7 @@ def test_a_budget_larger_than_any_design_can_hold_is_no_obstacle():
 
 def test_learning_rates_of_a_population_come_from_the_range():
     found = population("grouping", 30, rates=LearningRates(between=(0.3, 3.0)))
-    rates = {candidate.genotype.lr_scale for candidate in found.models["uniform"]}
+    rates = {candidate.genotype.rates.lr_scale for candidate in found.models["uniform"]}
     assert len(rates) > 20
     assert all(0.3 <= rate <= 3 for rate in rates)
 

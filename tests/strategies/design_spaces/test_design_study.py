@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 import peftscout
+from peftscout.api import search_config
 from peftscout.config import StudyConfig
 from peftscout.errors import ConfigError
 from peftscout.preparation import prepare
+from peftscout.report.progress import Silent
 from peftscout.strategies.design_spaces import DesignSpacesOptions, design_spaces
 from peftscout.study import read_header, read_records
 from tiny_task import save_tiny_model, write_task
@@ -113,6 +117,109 @@ def test_the_same_search_again_trains_nothing(study):
     )
     assert len(read_records(result.folder)) == before
     assert again.best.plan == result.best.plan
+
+
+class StoppedAfter(Silent):
+    """Presses Ctrl-C when so many evaluations have ended."""
+
+    def __init__(self, evaluations: int) -> None:
+        self.left = evaluations
+
+    def finished(self, record, best, recalled) -> None:
+        self.left -= not recalled
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A study on a classification and a regression task, uninterrupted; and its configuration."""
+    folder = tmp_path_factory.mktemp("several-tasks")
+    (folder / "space.yaml").write_text(SPACE)
+    write_task(folder / "grades", kind="regression", train=80, validation=24)
+    settings = {"models": 2, "least_models": 2, "rungs": [1.0], "reference": 2, "resamples": 200}
+    config = StudyConfig.from_mapping(
+        {
+            "model": str(save_tiny_model(folder / "model")),
+            "data": {"source": str(write_task(folder / "moods", train=80, validation=24))},
+            "also": [{"source": str(folder / "grades")}],
+            "budget": 2000,
+            "strategy": "design-spaces",
+            "strategy_options": {"design_space": str(folder / "space.yaml"), **settings},
+            "trials": 21,
+            "steps": 4,
+            "final": {"seeds": 1},
+        }
+    )
+    return search_config(config, folder / "study", Silent()), config
+
+
+def test_every_model_is_trained_on_each_of_several_tasks(several):
+    result, _ = several
+    searched = [r.request for r in read_records(result.folder) if r.stage == "search"]
+    own = [r for r in searched[1:] if not r.task]
+    assert {r.task for r in searched} == {"", "grades"}
+    assert sorted(replace(r, task="grades").key for r in own) == sorted(r.key for r in searched if r.task)
+    assert len(searched) <= 21
+    assert {trial["state"] for trial in result.summary["trials"]} == {"done"}
+
+
+def test_the_score_of_the_own_task_decides_what_is_handed_over(several):
+    result, _ = several
+    own = [t for t in result.summary["trials"] if t["stage"] != "final" and not t["task"]]
+    assert result.best.score == max(t["score"] for t in own)
+    finals = [t for t in result.summary["trials"] if t["stage"] == "final"]
+    assert finals
+    assert not any(t["task"] for t in finals)
+    assert set(result.front["cost"]) <= {t["cost"] for t in own}
+
+
+def test_the_stages_judge_by_all_tasks_and_regenerate_from_the_ledger(several):
+    result, config = several
+    problem = prepare(config).problem
+    assert problem.tasks == ("", "grades")
+    records = [r for r in read_records(result.folder) if r.stage == "search"]
+
+    def means(raised: float) -> list[float]:
+        """Mean of every option that was compared, were the scores of the second task higher by so much."""
+        strategy = design_spaces(problem, DesignSpacesOptions(**config.strategy_options))
+        for record in records:
+            score = record.outcome.score + raised * bool(record.request.task)
+            strategy.tell(record.request, replace(record.outcome, score=score))
+        report = strategy.report()
+        assert report.finished
+        return [row.mean for stage in report.stages for row in stage.rows if row.mean is not None]
+
+    assert means(0.0)
+    assert means(1.0) == pytest.approx([mean + 0.5 for mean in means(0.0)])
+
+
+def test_a_study_on_several_tasks_that_was_interrupted_ends_as_if_it_had_not_been(several, tmp_path):
+    result, config = several
+    with pytest.raises(KeyboardInterrupt):
+        search_config(config, tmp_path / "study", StoppedAfter(7))
+    again = search_config(config, tmp_path / "study", Silent())
+    told, expected = ({r.request.key: r.outcome.score for r in read_records(f)} for f in (again.folder, result.folder))
+    assert told == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"strategy": "random", "strategy_options": {}},
+            "also: strategy 'random' judges by one task; use design-spaces",
+        ),
+        ({"also": [{"source": "moods"}]}, "also.0: a second task 'moods'; every task needs a name of its own"),
+    ],
+)
+def test_tasks_that_cannot_be_judged_together_are_refused_before_a_study_is_there(several, tmp_path, changes, message):
+    _, config = several
+    if "also" in changes:
+        changes = {"also": [{"source": config.data.source}]}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        search_config(StudyConfig.from_mapping(config.to_mapping() | changes), tmp_path / "study", Silent())
+    assert not (tmp_path / "study").exists()
 
 
 def test_an_option_of_the_strategy_that_does_not_exist_is_refused_before_anything_is_loaded(tmp_path):

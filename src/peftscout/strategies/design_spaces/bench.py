@@ -21,14 +21,12 @@ Procedure = Generator[list[Evaluate], None, T]
 class Bench:
     """Requests and outcomes of one problem.
 
-    Outcomes are kept by task and by the key of the request. There is one task for now, without a name; the tables have
-    a dimension for tasks.
+    Models are requests for the first task; each is trained on every task, and every training is a trial.
     """
 
-    def __init__(self, problem: Problem, tasks: Sequence[str] = ("",)) -> None:
+    def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._tasks = tuple(tasks)
-        self._outcomes: dict[tuple[str, str], Outcome] = {}
+        self._outcomes: dict[str, Outcome] = {}
         self._spent = {Evaluate(problem.baseline, problem.fidelity, problem.seed).key}
 
     @property
@@ -38,41 +36,51 @@ class Bench:
 
     @property
     def left(self) -> int | None:
-        """Trials that the procedure may still ask for; ``None``: any number. The baseline counts as asked for."""
-        return None if self._problem.trials is None else max(0, self._problem.trials - len(self._spent))
+        """Models that may still be asked for, on every task; ``None``: any number. The baseline counts as asked for."""
+        if self._problem.trials is None:
+            return None
+        return max(0, self._problem.trials - len(self._spent)) // len(self._problem.tasks)
 
-    def tell(self, request: Evaluate, outcome: Outcome, task: str = "") -> None:
+    def tell(self, request: Evaluate, outcome: Outcome) -> None:
         """Keep an outcome, also of a request that was not asked for yet (replay of a ledger)."""
-        self._outcomes[task, request.key] = outcome
+        self._outcomes[request.key] = outcome
 
     def is_told(self, request: Evaluate) -> bool:
-        """Return whether the outcome of ``request`` is known for every task."""
-        return all((task, request.key) in self._outcomes for task in self._tasks)
+        """Return whether the outcome of ``request`` is known."""
+        return request.key in self._outcomes
 
-    def is_spent(self, request: Evaluate) -> bool:
-        """Return whether the procedure asked for ``request`` before."""
-        return request.key in self._spent
+    def is_spent(self, model: Evaluate) -> bool:
+        """Return whether the procedure asked for ``model`` before, on every task."""
+        return all(request.key in self._spent for request in self._on_every_task(model))
 
     def steps(self, share: float) -> int:
         """Return ``share`` of the steps of a full evaluation, at least one."""
         return max(1, round(share * self._problem.fidelity.steps))
 
     def request(self, candidate: Candidate, share: float, base_model: int, label: str) -> Evaluate:
-        """Return the request to train ``candidate`` for ``share`` of the steps.
+        """Return the request, on the first task, to train ``candidate`` for ``share`` of the steps.
 
         Base model ``k`` has the seed ``problem.seed + k`` under every option: the seeds are replicates too, so that a
         population that has come down to a few structures still has as many independent models as it claims.
         """
         fidelity = replace(self._problem.fidelity, steps=self.steps(share))
         seed = self._problem.seed + base_model
-        return Evaluate(candidate.compiled.plan, fidelity, seed, candidate.genotype.lr_scale, label)
+        plan, rates = candidate.compiled.plan, candidate.genotype.rates
+        by_op = tuple((op, factor) for op, factor in rates.by_op if op in plan.ops)
+        return Evaluate(plan, fidelity, seed, rates.lr_scale, label, op_lr_scales=by_op)
 
-    def ask(self, requests: Sequence[Evaluate]) -> Procedure[None]:
-        """Ask for ``requests`` and wait until all of them were told; those that are known cost nothing."""
-        batch = list({request.key: request for request in requests if not self.is_spent(request)}.values())
-        assert self.left is None or len(batch) <= self.left, f"{len(batch)} requests, {self.left} trials are left"
-        self._spent |= {request.key for request in batch}
-        yield list({request.key: request for request in requests}.values())
+    def ask(self, models: Sequence[Evaluate]) -> Procedure[None]:
+        """Have ``models`` trained on every task and wait for all outcomes; those that are known cost nothing."""
+        requests = {request.key: request for model in models for request in self._on_every_task(model)}
+        batch = requests.keys() - self._spent
+        most = self._problem.trials
+        assert most is None or len(self._spent) + len(batch) <= most, f"{len(batch)} requests are more than are left"
+        self._spent |= batch
+        yield list(requests.values())
+
+    def _on_every_task(self, model: Evaluate) -> list[Evaluate]:
+        named = [replace(model, task=t, label=f"{model.label}, {t}") for t in self._problem.tasks[1:]]
+        return [model, *named]
 
     def measure(
         self, populations: Sequence[Sequence[Candidate]], share: float, labels: Sequence[str]
@@ -89,5 +97,5 @@ class Bench:
         ]
         yield from self.ask([row[k] for k in range(len(grid[0])) for row in grid])
         return score_table(
-            [[[self._outcomes[task, request.key] for task in self._tasks] for request in row] for row in grid]
+            [[[self._outcomes[request.key] for request in self._on_every_task(model)] for model in row] for row in grid]
         )

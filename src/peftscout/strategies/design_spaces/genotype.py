@@ -6,9 +6,10 @@ grouping, how steep its allocation, its learning rate) is drawn once and realise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +36,26 @@ class InfeasibleDesignError(SpaceError):
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Factors on the learning rates of a model: one on all, and further ones by op, as in `Evaluate`."""
+
+    lr_scale: float = 1.0
+    by_op: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Latent:
     """The random part of a genotype that does not depend on its options.
 
     Attributes:
         structures: one whole number of 62 random bits for each segment: position among the structures of the grouping.
         steepness: position in the slope range of the allocation, in [0, 1).
-        lr_scale: factor on the learning rates (the nuisance axis).
+        rates: factors on the learning rates (the nuisance axis).
     """
 
     structures: tuple[int, ...]
     steepness: float
-    lr_scale: float
+    rates: Rates
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,13 @@ class Genotype:
         design: one option for each component.
         sizes: layers of each group, for each segment of the layout.
         slope: of the allocation ramp; positive grows with depth.
-        lr_scale: factor on the learning rates.
+        rates: factors on the learning rates.
     """
 
     design: Design
     sizes: tuple[Sizes, ...]
     slope: float
-    lr_scale: float
+    rates: Rates
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
@@ -90,7 +99,8 @@ class Genotype:
             "slope": self.slope,
             "tunable": [f"G{g + 1}" for g in self.design.tunable.groups],
             "methods": {f"G{g + 1}": list(self.design.methods[g].names) for g in self.design.tunable.groups},
-            "lr_scale": self.lr_scale,
+            "lr_scale": self.rates.lr_scale,
+            "op_lr_scales": dict(self.rates.by_op),
         }
 
 
@@ -101,10 +111,18 @@ class LearningRates:
     Attributes:
         factors: one of these, each as likely; they should be evenly spaced in the logarithm.
         between: instead, log-uniform between these two bounds.
+        of_each: whether there is one factor for the whole ``model``, or one for each ``method``, that is, op family.
     """
 
     factors: tuple[float, ...] = (1.0,)
     between: tuple[float, float] | None = None
+    of_each: Literal["model", "method"] = "model"
+
+    def draw(self, rng: np.random.Generator, ops: Sequence[str]) -> Rates:
+        """Draw the factors of a model that may have ``ops``, whichever of them it has."""
+        if self.of_each == "model":
+            return Rates(self.at(rng.random()))
+        return Rates(1.0, tuple((op, self.at(rng.random())) for op in ops))
 
     def at(self, position: float) -> float:
         """Return the factor at ``position`` in [0, 1): log-uniform to three significant digits, or one of the list."""
@@ -122,8 +140,7 @@ class LearningRates:
 def draw_latent(rng: np.random.Generator, layout: Layout, rates: LearningRates) -> Latent:
     """Draw the random part of a genotype."""
     structures = tuple(int(bits) for bits in rng.integers(2**_BITS, size=len(layout.segments)))
-    steepness, rate = rng.random(2)
-    return Latent(structures, float(steepness), rates.at(float(rate)))
+    return Latent(structures, float(rng.random()), rates.draw(rng, layout.ops))
 
 
 def draw_design(rng: np.random.Generator, space: DesignSpace) -> Design:
@@ -151,10 +168,10 @@ def realise(design: Design, latent: Latent, layout: Layout) -> Genotype:
             raise InfeasibleDesignError(str(error)) from None
         sizes.append(structures[bits * len(structures) >> _BITS])
     slope = design.allocation.slope(latent.steepness)
-    return Genotype(design, tuple(sizes), slope, latent.lr_scale)
+    return Genotype(design, tuple(sizes), slope, latent.rates)
 
 
 def canonical_genotype(design: Design, layout: Layout, lr_scale: float = 1.0) -> Genotype:
     """Return the genotype that stands for ``design``: its canonical structure and the middle of its slopes."""
     sizes = tuple(canonical(design.grouping, depth) for depth in layout.segments)
-    return Genotype(design, sizes, design.allocation.slope(0.5), lr_scale)
+    return Genotype(design, sizes, design.allocation.slope(0.5), Rates(lr_scale))

@@ -140,6 +140,11 @@ class Layout:
         return Filling(cells, sum(cell.least for cell in cells), sum(cell.most for cell in cells))
 
     @property
+    def ops(self) -> tuple[str, ...]:
+        """Op families of the methods that have a site, by name."""
+        return tuple(sorted({cell.op for cell in self.cells.values()}))
+
+    @property
     def absent(self) -> tuple[str, ...]:
         """Methods that have no site in any layer: the model has none, or the space leaves them out."""
         present = {method for _, method in self.cells}

@@ -29,6 +29,7 @@ class DesignSpacesOptions:
         reference: models of the reference population (S0), trained at every rung.
         passes: times that the axes are gone through; the second pass tests each again with the others decided.
         lr_between: bounds of the learning-rate factors, drawn log-uniformly; ``None``: one of the problem's.
+        lr_of_each: whether a base model draws one factor (``model``) or one for each op family (``method``).
         finalists: models of the found rule that are trained at the end.
         frozen_share: see `compilation.Compilation`.
         tolerance: share of the budget that a plan may leave unspent without a reason.
@@ -52,6 +53,7 @@ class DesignSpacesOptions:
     reference: int = 16
     passes: int = 1
     lr_between: tuple[float, float] | None = None
+    lr_of_each: Literal["model", "method"] = "model"
     finalists: int = 8
     frozen_share: Literal["redistribute", "forfeit"] = "redistribute"
     tolerance: float = 0.005
@@ -73,6 +75,8 @@ class DesignSpacesOptions:
                 raise ValueError(f"{name} {value}: must be between {low:g} and {high:g}")
         if self.least_models > self.models:
             raise ValueError(f"least_models {self.least_models}: more than models ({self.models})")
+        if self.lr_of_each not in ("model", "method"):
+            raise ValueError(f"lr_of_each {self.lr_of_each!r}: model or method")
         if self.frozen_share not in ("redistribute", "forfeit"):
             raise ValueError(f"frozen_share {self.frozen_share!r}: redistribute or forfeit")
         load_design_space(self.design_space, self.groups)

@@ -89,15 +89,16 @@ class Refinement:
             self.reference = ReferenceReport(0, None, None, [], (), "off: too few trials for a reference population")
             return (1.0,)
         models = list(islice(self._sampler.models(self._space, [self._seed, 0]), o.reference))
-        scores: list[Array] = []
+        scores: list[Array] = []  # of each rung [models, tasks]
         for share in o.rungs:
             table = yield from self._bench.measure([models], share, [f"S0 reference, {share:.0%} of the steps"])
-            scores.append(table[0].mean(axis=1))
+            scores.append(table[0])
         taus = tuple(_tau(low, scores[-1]) for low in scores[:-1])
+        full = scores[-1].mean(axis=1)
         usable = tuple(
             share for share, tau in zip(o.rungs, taus, strict=False) if tau is not None and tau >= o.least_tau
         )
-        full = scores[-1][~np.isnan(scores[-1])]
+        full = full[~np.isnan(full)]
         self.reference = ReferenceReport(
             n=len(full),
             mean=float(full.mean()) if len(full) else None,
@@ -202,8 +203,12 @@ class Refinement:
 
 
 def _tau(low: Array, full: Array) -> float | None:
-    both = ~np.isnan(low) & ~np.isnan(full)
-    tau = st.kendall_tau(low[both], full[both])
+    """Return how a rung ranks models, by scores ``[models, tasks]``, compared with full training."""
+    both = ~np.isnan(low).any(axis=1) & ~np.isnan(full).any(axis=1)
+    if not both.any():
+        return None
+    first, last = (st.standardise(scores[None, both])[0] for scores in (low, full))
+    tau = st.kendall_tau(first, last)
     return None if np.isnan(tau) else tau
 
 

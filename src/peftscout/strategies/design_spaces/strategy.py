@@ -88,7 +88,7 @@ class DesignSpacesSearch:
             self._layout,
             problem.budget,
             Compilation(options.tolerance, options.frozen_share),
-            LearningRates(problem.lr_scales, options.lr_between),
+            LearningRates(problem.lr_scales, options.lr_between, options.lr_of_each),
             options.largest_shortfall,
         )
         sampler.require_possible(space, problem.seed)
@@ -107,9 +107,9 @@ class DesignSpacesSearch:
         self._handed_out |= {request.key for request in waiting}
         return waiting
 
-    def tell(self, request: Evaluate, outcome: Outcome, task: str = "") -> None:
-        """Take note of an outcome. ``task`` is a label for searches on several tasks; there is one for now."""
-        self._bench.tell(request, outcome, task)
+    def tell(self, request: Evaluate, outcome: Outcome) -> None:
+        """Take note of an outcome."""
+        self._bench.tell(request, outcome)
 
     def report(self) -> RefinementReport:
         """Return what was found so far. May be called at any time, also after a replay of outcomes without `ask`."""
