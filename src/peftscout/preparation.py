@@ -247,6 +247,7 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
         evaluations=t.evaluations,
         backbone_dropout=t.backbone_dropout,
         shortcuts=t.shortcuts,
+        packing=t.packing,
         cache_bytes=t.cache_bytes,
         arithmetic=prepared.arithmetic,
     )

@@ -211,19 +211,25 @@ class Evaluator:
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
         """Give what passes rows through ``model``, with every shortcut that its plan allows."""
-        activations, position = None, None
+        activations, position, packs = None, None, False
         if self.shortcuts_allowed:
             batch = self.check_batch()
             entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
             activations = self.shortcuts.activations(model, entrance, self.visited(trial))
             position = self.shortcuts.position(model, request.plan, batch)
+            packs = self.packing_allowed and self.shortcuts.packs(model, request.plan, self.data.train)
         with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
-            yield Forward(model, self.make_batch, self.device, activations)
+            yield Forward(model, self.make_batch, self.device, activations, packs)
 
     @property
     def shortcuts_allowed(self) -> bool:
         """Whether it may be tested what need not be computed."""
         return self.settings.shortcuts and not self.objective.no_shortcuts
+
+    @property
+    def packing_allowed(self) -> bool:
+        """Whether it may be tested that rows share sequences in training; dropout would draw other masks then."""
+        return self.settings.packing and self.settings.backbone_dropout == "off" and self.objective.packs
 
     @property
     def still(self) -> bool:
