@@ -5,7 +5,7 @@
 #   make venv PIP_TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
 #                                      the small CPU build, on Linux machines where pip would fetch the CUDA one
 
-.PHONY: help demo test check format docs venv clean
+.PHONY: help demo test test-full check format docs venv clean
 .DELETE_ON_ERROR:
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,6 +25,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 help:
 	@echo "make demo    search, compare and export on a real task, about six minutes on two cores"
 	@echo "make test    format, lint, types and every test"
+	@echo "make test-full  the same with ten times as many drawn examples and kills, hours"
 	@echo "make check   format, lint and types only"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make docs    the documentation as a site, in site/"
@@ -36,6 +37,9 @@ demo: $(STAMP)
 
 test: check
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+test-full: check
+	PEFTSCOUT_TEST_FACTOR=10 $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -67,6 +67,8 @@ def test_every_trial_is_within_the_budget(result):
 
 def test_the_summary_has_the_documented_form(result):
     summary = json.loads((result.folder / "summary.json").read_text())
+    seals = {key: summary.pop(key) for key in ("seal", "study")}
+    assert all(seals.values())
     assert set(summary) == SUMMARY_KEYS
     assert summary == json.loads(json.dumps(result.summary))
     assert set(summary["final"]) == {"best", "baseline", "difference", "interval"}

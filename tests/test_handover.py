@@ -45,6 +45,6 @@ def test_a_study_without_its_adapter_says_what_is_missing(tmp_path):
     write_json(tmp_path / "study.json", header)
     best = {"plan": PLAN, "trial": 3}
     write_json(tmp_path / "summary.json", {"schema": 1, "best": best, "trials": [trial(3, "search", PLAN, 0.5)]})
-    with pytest.raises(StudyError, match=r"trials/003/adapter: the trained adapter is missing"):
+    with pytest.raises(StudyError, match=r"trials/003/adapter/adapter_config.json: the trained adapter is missing"):
         export_study(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

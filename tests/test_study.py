@@ -1,10 +1,12 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from peftscout.config import StudyConfig
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
@@ -147,6 +149,35 @@ def test_a_failure_while_opening_gives_the_lock_back(tmp_path):
         pass
     with Study(tmp_path / "s", header()):
         pass
+
+
+def test_an_option_that_there_was_not_when_a_study_began_is_no_difference_while_it_is_as_by_default(tmp_path):
+    config = StudyConfig.from_mapping({"model": "m", "budget": 5, "data": {"source": "rte"}})
+    with Study(tmp_path / "s", header(config=config.deciding())):
+        pass
+    said = json.loads((tmp_path / "s" / "study.json").read_text())
+    del said["config"]["fidelity"], said["seal"]
+    write_json(tmp_path / "s" / "study.json", said)
+    with Study(tmp_path / "s", header(config=config.deciding())):
+        pass
+    other = {**config.deciding(), "fidelity": "halving"}
+    with (
+        pytest.raises(StudyError, match="config.fidelity: 'full' -> 'halving'"),
+        Study(tmp_path / "s", header(config=other)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("holder", ["process 1", f"process {2**22}", "", "\x00"])
+def test_who_is_said_to_hold_a_study_does_not_hold_it_when_nobody_does(tmp_path, holder):
+    """After a crash the note names a process that is gone, or another one that has got its number since."""
+    with Study(tmp_path / "s", header()):
+        pass
+    (tmp_path / "s" / "lock.holder").write_text(holder)
+    (tmp_path / "s" / "lock").touch()
+    with Study(tmp_path / "s", header()) as study:
+        assert study.ledger.records() == []
+        assert (tmp_path / "s" / "lock.holder").read_text() == f"process {os.getpid()}"
 
 
 def test_what_a_try_made_is_moved_into_the_trial_and_other_tries_are_gone(tmp_path):

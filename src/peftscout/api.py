@@ -87,9 +87,9 @@ class Result:
         rows = trials[searched].reset_index(drop=True)
         return rows.iloc[front_of(list(rows["cost"]), list(rows["score"]))].reset_index(drop=True)
 
-    def export(self, out: str | Path, format: Format = "auto") -> ExportReport:
+    def export(self, out: str | Path, format: Format = "auto", *, trust_remote_code: bool = False) -> ExportReport:
         """Write the trained adapter of the chosen plan to ``out``; see `peftscout.handover.export_study`."""
-        return export_study(self.folder, Path(out), format)
+        return export_study(self.folder, Path(out), format, trust_remote_code=trust_remote_code)
 
     def report(self, out: str | Path | None = None, reference: str | Path | None = None) -> Written:
         """Write ``report.html``, ``report.md`` and ``trials.csv``; see `peftscout.report.page.write_report`."""

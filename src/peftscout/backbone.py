@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from peftscout.architecture import ModelMap
@@ -32,6 +35,9 @@ AUTO_CLASSES: Mapping[str, str] = {
     "question_answering": "AutoModelForQuestionAnswering",
 }
 """Task kind -> the transformers class that loads a model with its head."""
+
+KEYWORDS = ("revision", "dtype", "quantization_config", "num_labels", "problem_type", "pad_token_id")
+"""What a reference may say besides name and class."""
 
 _SKIPPED_MODULES = {"bitsandbytes": "llm_int8_skip_modules", "torchao": "modules_to_not_convert"}
 """Libraries that quantise while loading, and what they call the modules that they leave alone."""
@@ -249,6 +255,7 @@ def load_model(
             transformers has no such head for it, or the library that it is quantised with is missing.
     """
     name, auto_class = reference.name_or_path, reference.auto_class
+    _refuse_other_shards(Path(name))
     placed = {} if device_map is None else {"device_map": device_map}
     transformers.set_seed(seed)
     with quiet_loading():
@@ -264,7 +271,7 @@ def load_model(
             raise ArchitectureError(
                 f"model {name}: transformers has no {auto_class} for it; use another model, or another kind of task"
             ) from None
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ArchitectureError(f"model {name}: its weights cannot be loaded: {error}") from None
     if (offloaded := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
         raise ArchitectureError(
@@ -274,6 +281,21 @@ def load_model(
     _settle(model)
     model.requires_grad_(False)
     return model
+
+
+def _refuse_other_shards(folder: Path) -> None:
+    """Raise an ArchitectureError when an index sends transformers to files that are no safetensors of this folder."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArchitectureError(f"{path}: is no index of weights: {error!r}") from None
+    if other := sorted(str(s) for s in shards if not re.fullmatch(r"[^/\\]+\.safetensors", str(s))):
+        raise ArchitectureError(
+            f"{path}: names {other[0]!r}; weights are read from safetensors files of the folder itself only"
+        )
 
 
 @torch.no_grad()

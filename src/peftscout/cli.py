@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from peftscout import __version__
+from peftscout import __version__, disk
 from peftscout.errors import ConfigError, NothingFeasibleError, PeftscoutError, nearest
 
 app = typer.Typer(
@@ -229,11 +231,12 @@ def export(
     study: StudyFolder,
     out: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
     format: Format = "auto",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write the trained adapter of the chosen plan, verified by loading it in a fresh process."""
     from peftscout import api
 
-    typer.echo(str(api.open_study(study).export(out, _format(format))))
+    typer.echo(str(api.open_study(study).export(out, _format(format), trust_remote_code=trust_remote_code)))
 
 
 @app.command()
@@ -320,6 +323,8 @@ def _print_json(data: Any) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 user error, 2 no feasible trial, 130 interrupted (state is safe)."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = int(app(standalone_mode=False) or 0)
     except NothingFeasibleError as error:
@@ -327,12 +332,20 @@ def main() -> None:
     except PeftscoutError as error:
         _fail(str(error), 1)
     except Exception as error:
+        if (trouble := disk.trouble(error)) is not None:
+            _fail(f"{trouble}: {error}", 1)
         if not hasattr(error, "format_message"):  # of click's usage errors
             raise
         _fail(error.format_message(), 1)
     if code == INTERRUPTED:
         _fail("interrupted; run the same command again to go on", INTERRUPTED)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Wind up at the first Ctrl-C; the next one ends the process at once, which loses nothing that finished either."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -118,6 +118,8 @@ class TrainingConfig(_Section):
             less memory, a third more time.
         shortcuts: whether what is known or never read is left out, where tests on the model show that it may be
             (``docs/performance.md``).
+        packing: whether rows of a batch share sequences in the training of decoders, where that saves padding and a
+            test on the model shows that none sees another; not without ``shortcuts`` or with dropout in the backbone.
         cache_bytes: most bytes of stored activations in the study folder; 0 stores none.
         threads: CPU threads, at most one a core; ``None`` leaves torch's choice.
     """
@@ -133,6 +135,7 @@ class TrainingConfig(_Section):
     backbone_dropout: Literal["off", "above", "paper"] = "off"
     gradient_checkpointing: bool = False
     shortcuts: bool = True
+    packing: bool = True
     cache_bytes: int = Field(default=4_000_000_000, ge=0)
     threads: int | None = Field(default=None, ge=1)
 
@@ -331,8 +334,8 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             raise ConfigError(f"--set {assignment}: write it as section.key=value")
         try:
             value: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not valid YAML: {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {assignment[:80]}: the value is not valid YAML: {error}") from None
         for key in reversed(path.strip().split(".")):
             value = {key: value}
         result = merge(result, value)

@@ -16,7 +16,7 @@ from peftscout.config import config_diff
 from peftscout.errors import PlanError, StudyError
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.strategies.base import Evaluated, Problem
-from peftscout.study import Header, read_header, read_json, read_records, write_json
+from peftscout.study import Header, read_header, read_json, read_records, write_sealed
 
 FILE = "from_study.json"
 """In the folder of the study that takes something."""
@@ -85,7 +85,7 @@ class Earlier:
         if not path.exists():
             evaluated = [[request.to_json(), outcome.to_json()] for request, outcome in self.evaluated]
             facts = {"schema": SCHEMA, "study": self.study, "differences": list(self.differences)}
-            write_json(path, facts | {"evaluated": evaluated})
+            write_sealed(path, facts | {"evaluated": evaluated})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -98,8 +98,11 @@ class Earlier:
         data = read_json(path, f"{path}: is missing")
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise StudyError(f"{path}: not what was taken from another study, of schema {SCHEMA}")
-        evaluated = tuple((Evaluate.from_json(r), Outcome.from_json(o)) for r, o in data["evaluated"])
-        return cls(data["study"], tuple(data["differences"]), evaluated)
+        try:
+            evaluated = tuple((Evaluate.from_json(r), Outcome.from_json(o)) for r, o in data["evaluated"])
+            return cls(data["study"], tuple(data["differences"]), evaluated)
+        except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
+            raise StudyError(f"{path}: cannot be read: {error!r}") from None
 
 
 def earlier_for(folder: Path, source: Path, header: Header, problem: Problem) -> Earlier:

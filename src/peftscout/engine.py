@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
+from peftscout.disk import disk_trouble_named, require_space
 from peftscout.errors import NothingFeasibleError, StudyError
 from peftscout.executors import Workplace, open_executor
 from peftscout.executors.work import loaded_for_good
@@ -26,7 +27,7 @@ from peftscout.report.summary import SupernetSpent, summarise
 from peftscout.runner import Runner
 from peftscout.strategies import make_strategy, with_fidelity
 from peftscout.strategies.base import Strategy
-from peftscout.study import Study, write_json
+from peftscout.study import Study
 from peftscout.tasks import Task, compute_metrics
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
 
@@ -41,9 +42,16 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
         ConfigError: when the executor cannot do this study.
         ExecutorError: when its workers cannot be started.
         StudyError: when the folder belongs to another study or process.
+        DiskError: when there is no room, or none is left: the same call goes on later.
         NothingFeasibleError: when no trial ended with a score.
     """
-    prepared = prepared.continuing(folder)
+    needed = prepared.bytes_of_a_trial * (prepared.config.trials + evaluations_after_search(prepared.config))
+    with disk_trouble_named(folder, needed):
+        return _run(prepared.continuing(folder), folder, reporter, needed)
+
+
+def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> dict[str, Any]:
+    require_space(folder, needed - prepared.bytes_of_a_trial * len(list(folder.glob("trials/*/adapter"))))
     header = prepared.header()
     here = Workplace(prepared, folder / "cache", stacks=prepared.config.time is None, note=reporter.note)
     with (
@@ -77,7 +85,7 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
             supernet=supernet.spent,
             earlier=prepared.earlier,
         )
-        write_json(folder / "summary.json", summary)
+        study.write_summary(summary)
         return summary
 
 
@@ -226,7 +234,7 @@ def _predictions(study: Study, record: Record) -> np.ndarray:
             f"final trial {record.number} ({record.request.label}, seed {record.request.seed}) ended {outcome.state}: "
             f"{outcome.message}: no comparison is possible"
         )
-    return load_file(study.trial_folder(record.number) / "predictions.safetensors")["predictions"]
+    return load_file(study.finished_folder(record.number) / "predictions.safetensors")["predictions"]
 
 
 def _main_metric(task: Task) -> Callable[[np.ndarray, np.ndarray], float]:

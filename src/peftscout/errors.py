@@ -42,6 +42,10 @@ class StudyError(PeftscoutError):
     """A study folder that cannot be opened, continued or read."""
 
 
+class DiskError(StudyError):
+    """A disk that is full, read-only or broken: what was running runs again when that is mended."""
+
+
 class SupernetError(StudyError):
     """A supernet that cannot be trained to its end."""
 

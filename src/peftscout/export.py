@@ -110,7 +110,8 @@ def export_adapter(
         except TunerError as error:
             raise ExportError(f"{out}: {error}{_remedy(rung)}") from error
         (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
-        snippet = export_card.snippet(rung, str(out), base.name_or_path, base.auto_class, _keywords(base, rung))
+        told = _keywords(base, rung) | ({"trust_remote_code": trust_remote_code} if trust_remote_code else {})
+        snippet = export_card.snippet(rung, str(out), base.name_or_path, base.auto_class, told)
         cost = plan.cost(model_map.sites)
         served = export_card.serving(plan, base.name_or_path, base.auto_class, out.name) if rung == "lora" else ""
         text = export_card.card(rung, snippet, base.name_or_path, plan, cost, card, model_map.sites, served)

@@ -39,7 +39,7 @@ def _load(request: dict[str, Any]) -> tuple[Any, list[str]]:
     name = request["folder"] if request["rung"] == "merged" else request["name_or_path"]
     arguments = {**request["kwargs"], "dtype": request["dtype"], "trust_remote_code": request["trust_remote_code"]}
     auto_class = getattr(transformers, request["auto_class"])
-    model, info = auto_class.from_pretrained(name, **arguments, output_loading_info=True)
+    model, info = auto_class.from_pretrained(name, **arguments, use_safetensors=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if request["rung"] != "merged":
         peft = importlib.import_module("peft")

@@ -11,45 +11,93 @@ from peft import PeftModel
 from torch import Tensor
 
 from peftscout.architecture import ModelMap
-from peftscout.backbone import load_model, quiet_loading
-from peftscout.errors import StudyError
+from peftscout.backbone import AUTO_CLASSES, KEYWORDS, load_model, quiet_loading
+from peftscout.errors import ArchitectureError, StudyError
 from peftscout.export import ExportReport, Format, export_adapter
 from peftscout.plan import Plan
 from peftscout.reference import BaseReference
 from peftscout.report.model_card import study_card
-from peftscout.study import read_config, read_header, read_summary, trial_folder
+from peftscout.study import check_files, read_config, read_header, read_json, read_records, read_summary, trial_folder
+from peftscout.tuner.registration import PEFT_TYPE
 
 PROBE_ROWS, PROBE_LENGTH = 3, 12
 """Size of the made-up batch on which an export must give the same outputs."""
 
 
-def export_study(folder: Path, out: Path, format: Format = "auto") -> ExportReport:
+def export_study(folder: Path, out: Path, format: Format = "auto", *, trust_remote_code: bool = False) -> ExportReport:
     """Write the trained adapter of the chosen plan of a finished study to ``out``.
 
     Of the final trainings the one with the best score on the search split is taken; without a final comparison, the
     chosen trial itself. The export is verified by loading it in a fresh process before it appears.
 
+    Nothing in the folder is believed: its files are compared with the hashes in the ledger, only the classes that
+    peftscout loads models with are called, and a model whose own code the study ran is refused without
+    ``trust_remote_code``: whoever has the folder need not be who trusted that code.
+
     Raises:
-        StudyError: when the study has not finished or its adapter is missing.
+        StudyError: when the study has not finished, or its adapter is missing, damaged or not one of ours.
+        ArchitectureError: when the model needs code that came with it and ``trust_remote_code`` is off.
         ExportError: when ``format`` cannot hold the plan, ``out`` is not empty, or the outputs differ.
     """
     summary, header, config = read_summary(folder), read_header(folder), read_config(folder)
     plan = Plan.from_json(summary["best"]["plan"])
-    adapter = trial_folder(folder, _trained_trial(summary)) / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        raise StudyError(f"{adapter}: the trained adapter is missing; run the search again in a new folder")
+    adapter = _checked_adapter(folder, _trained_trial(summary), config.storage)
+    if config.trust_remote_code and not trust_remote_code:
+        raise ArchitectureError(
+            f"model {config.model}: the study in {folder} ran code that came with the model; read that code, then add "
+            "--trust-remote-code"
+        )
     return export_trained(
         adapter,
         plan,
-        BaseReference(**header.model["reference"]),
+        _reference(header.model["reference"], folder / "study.json"),
         out,
         format=format,
         card=study_card(summary, header),
         seed=config.seed,
         roles=config.roles,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=trust_remote_code,
         device_map=config.device_map,
     )
+
+
+def _checked_adapter(folder: Path, number: int, storage: str | None) -> Path:
+    """Return the adapter's folder of a trial.
+
+    Raises:
+        StudyError: when it is not there, not what the trial wrote, or of a type that peft has other code for.
+    """
+    adapter = trial_folder(folder, number) / "adapter"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise StudyError(
+                f"{adapter / name}: the trained adapter is missing; train the plan again: "
+                f"peftscout apply {folder / 'summary.json'}"
+            )
+    for record in read_records(folder, storage):
+        if record.number == number:
+            check_files(folder, record)
+    config = read_json(adapter / "adapter_config.json", f"{adapter}: is missing")
+    found = config.get("peft_type") if isinstance(config, dict) else None
+    if found != PEFT_TYPE:
+        raise StudyError(f"{adapter / 'adapter_config.json'}: peft_type {found!r}, trials write {PEFT_TYPE!r}")
+    return adapter
+
+
+def _reference(data: Mapping[str, Any], place: Path) -> BaseReference:
+    """Read how the base is loaded.
+
+    Raises:
+        StudyError: when that is by anything else than the classes and arguments that peftscout writes.
+    """
+    try:
+        reference = BaseReference(**data)
+        known = reference.auto_class in AUTO_CLASSES.values() and set(reference.kwargs) <= set(KEYWORDS)
+    except TypeError:
+        known = False
+    if not known:
+        raise StudyError(f"{place}: model.reference is nothing that peftscout writes: {data!r:.200}")
+    return reference
 
 
 def export_trained(

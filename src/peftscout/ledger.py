@@ -3,6 +3,9 @@
 A record is written before its evaluation starts and completed after it ended, so that a killed study knows what
 finished (never run again) and what was running (run again under the same number with the same request).
 
+Requests and outcomes are sealed (`peftscout.seal`) under the number of their trial, and the whole under its study: what
+was damaged, exchanged or taken from another study is refused and not read.
+
 For whoever opens it with Optuna alone: a trial's value is its score, and the user attributes ``plan``, ``label``,
 ``stage`` and ``cost`` are words and numbers. What is read back are ``request`` and ``outcome``.
 """
@@ -10,22 +13,21 @@ For whoever opens it with Optuna alone: a trial's value is its score, and the us
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from peftscout.database import database_url, shown
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Outcome, State
+from peftscout.seal import sealed, unsealed
 
 Stage = Literal["search", "tune", "final"]
 
@@ -45,6 +47,7 @@ class Record:
         outcome: ``None`` while it runs, or when it was interrupted.
         told: outcomes that the strategy had been told when it asked for this; ``None``: it was not the strategy.
         finished: outcomes that were recorded before this one: the order of completion.
+        files: of its folder, with their SHA-256, when it ended; empty in ledgers of before they were written down.
     """
 
     number: int
@@ -53,6 +56,7 @@ class Record:
     outcome: Outcome | None
     told: int | None = None
     finished: int | None = None
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Ledger:
@@ -70,33 +74,44 @@ class Ledger:
         self._finished = len(self._ended)
 
     @classmethod
-    def at(cls, place: Path | str, *, name: str = STUDY_NAME) -> Ledger:
-        """Open or create the ledger in a journal file (`Path`) or in a database (RDB URL).
+    def at(cls, place: Path | str, *, name: str = STUDY_NAME, of: str = "") -> Ledger:
+        """Open or create the ledger in a journal file (`Path`) or in a database (RDB URL). No other process writes it.
 
         A record that was torn by a crash in the middle of writing is cut off the journal's end and kept beside it.
+        ``of`` names the study: the seal of its header.
 
         Raises:
-            StudyError: when the file is not a journal or the database cannot be opened.
+            StudyError: when the file is not a journal, the database cannot be opened, a record is damaged, or the
+                ledger is that of another study.
         """
-        if isinstance(place, Path):
-            cut_torn_tail(place)
         with _as_study_error(place):
+            if isinstance(place, Path):
+                cut_torn_tail(place)
+                _drop_lock_of_the_dead(place)
+                _refuse_damaged_lines(place)
             study = optuna.create_study(
                 storage=_storage(place), study_name=name, direction="maximize", load_if_exists=True
             )
+            _refuse_other_study(study, of)
+            if of and not study.get_trials(deepcopy=False):
+                study.set_user_attr("study", of)
             ledger = cls(study)
             ledger._complete_half_told()
         return ledger
 
     @classmethod
-    def reading(cls, place: Path | str, *, name: str = STUDY_NAME) -> Ledger:
+    def reading(cls, place: Path | str, *, name: str = STUDY_NAME, of: str = "") -> Ledger:
         """Open an existing ledger to read it, also while another process writes it.
 
         Raises:
-            StudyError: when there is none.
+            StudyError: when there is none; and as `at`.
         """
         with _as_study_error(place):
-            return cls(optuna.load_study(storage=_storage(place), study_name=name))
+            if isinstance(place, Path):
+                _refuse_damaged_lines(place)
+            study = optuna.load_study(storage=_storage(place), study_name=name)
+            _refuse_other_study(study, of)
+            return cls(study)
 
     def records(self) -> list[Record]:
         """Return all records by number."""
@@ -121,18 +136,25 @@ class Ledger:
         attributes: dict[str, Any] = {"plan": str(request.plan), "label": request.label, "stage": stage}
         if told is not None:
             attributes["told"] = told
-        number, trial_id = self._new_trial(attributes | {"request": request.to_json()})
+        attributes["request"] = sealed(request.to_json(), [stage, told])
+        number, trial_id = self._new_trial(attributes)
         self._take(Record(number, stage, request, None, told), trial_id)
         return number
 
-    def finish(self, number: int, outcome: Outcome) -> None:
-        """Write down what became of a started request."""
-        attributes = {"cost": outcome.cost, "finished": self._finished, "outcome": outcome.to_json()}
+    def finish(self, number: int, outcome: Outcome, files: Mapping[str, str] | None = None) -> None:
+        """Write down what became of a started request, and what its folder holds."""
+        ended = replace(self._records[number], outcome=outcome, finished=self._finished, files=dict(files or {}))
+        content = {**outcome.to_json(), "files": ended.files}
+        attributes = {
+            "cost": outcome.cost,
+            "finished": self._finished,
+            "outcome": sealed(content, [number, ended.request.key, self._finished]),
+        }
         with self._one_write():
             for name, value in attributes.items():
                 self._storage.set_trial_user_attr(self._ids[number], name, value)
             self._tell(number, outcome)
-        self._take(replace(self._records[number], outcome=outcome, finished=self._finished), self._ids[number])
+        self._take(ended, self._ids[number])
         self._finished += 1
 
     @contextmanager
@@ -174,7 +196,9 @@ class Ledger:
         """Finish what a crash left between the outcome and Optuna's own state."""
         for trial in self._trials():
             if trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
-                self._tell(trial.number, Outcome.from_json(trial.user_attrs["outcome"]))
+                outcome = _record(trial).outcome
+                assert outcome is not None
+                self._tell(trial.number, outcome)
 
     def _trials(self) -> Iterator[FrozenTrial]:
         return (t for t in self._study.get_trials(deepcopy=False) if "request" in t.user_attrs)
@@ -214,26 +238,73 @@ class JournalFile(JournalFileBackend):
 
 
 def _record(trial: FrozenTrial) -> Record:
-    attributes = trial.user_attrs
-    outcome = Outcome.from_json(attributes["outcome"]) if "outcome" in attributes else None
-    request, told = Evaluate.from_json(attributes["request"]), attributes.get("told")
-    return Record(trial.number, attributes["stage"], request, outcome, told, attributes.get("finished"))
+    """Read a trial.
+
+    Raises:
+        StudyError: when it is damaged.
+    """
+    attributes, number = trial.user_attrs, trial.number
+    try:
+        stage, told, finished = attributes["stage"], attributes.get("told"), attributes.get("finished")
+        request = Evaluate.from_json(unsealed(attributes["request"], [stage, told]))
+        if "outcome" not in attributes:
+            return Record(number, stage, request, None, told)
+        content = unsealed(attributes["outcome"], [number, request.key, finished])
+        files = content.pop("files", {})
+        return Record(number, stage, request, Outcome.from_json(content), told, finished, files)
+    except Exception as error:
+        raise StudyError(f"the record of trial {number} cannot be read: {error}; {_RESTORE}") from None
 
 
 def _storage(place: Path | str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(place, Path):
-        return JournalStorage(JournalFile(str(place)))
+        return JournalStorage(JournalFile(str(place.absolute())))  # its lock is a link to this path
     return RDBStorage(database_url(place).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+
+
+_RESTORE = "put the file back from a copy, or search in another --study folder"
 
 
 @contextmanager
 def _as_study_error(place: Path | str) -> Iterator[None]:
+    """Name the place. What a damaged journal makes Optuna raise has no bounds, hence every kind of error."""
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, OptunaError, SQLAlchemyError) as error:
+    except Exception as error:
         named = place if isinstance(place, Path) else shown(place)
-        raise StudyError(f"ledger {named}: cannot be opened: {error}") from None
+        raise StudyError(f"ledger {named}: cannot be opened: {str(error) or type(error).__name__}") from error
+
+
+def _refuse_other_study(study: optuna.Study, of: str) -> None:
+    known = study.user_attrs.get("study", "")
+    if of and known and known != of:
+        raise StudyError(f"it is the ledger of another study; {_RESTORE}")
+
+
+def _refuse_damaged_lines(journal: Path) -> None:
+    """Raise a StudyError at a line that is no record; the last one may just be in the making."""
+    if not journal.exists():
+        return
+    *lines, _ = journal.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            whole = isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise StudyError(f"line {number} is damaged; {_RESTORE}")
+
+
+def _drop_lock_of_the_dead(journal: Path) -> None:
+    """Remove the lock file that Optuna leaves behind when it is killed while it writes a line.
+
+    It would wait for it for 30 seconds, and for ever where the journal was opened by a path relative to the working
+    folder. The study's own lock, which the system gives back when a process dies, keeps others out.
+    """
+    for left in journal.parent.glob(f"{journal.name}.lock*"):
+        with suppress(OSError):
+            left.unlink()
 
 
 def cut_torn_tail(journal: Path) -> None:

@@ -38,6 +38,8 @@ from peftscout.training.own_training import OwnTraining, name_of
 from peftscout.training.schedule import rates_at
 from peftscout.training.settings import TrainingSettings
 
+_BYTES_OF_SMALL_FILES = 20_000
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -85,6 +87,13 @@ class Prepared:
             related=() if self.earlier is None else self.earlier.related,
             tasks=("", *self.others),
         )
+
+    @property
+    def bytes_of_a_trial(self) -> int:
+        """Most bytes that the folder of a trial takes: adapter and head in float32, and a few small files."""
+        head = [self.backbone.model.get_submodule(name) for name in self.backbone.model_map.head]
+        trained = self.budget.parameters + sum(p.numel() for module in head for p in module.parameters())
+        return 4 * int(trained) + _BYTES_OF_SMALL_FILES
 
     def may_be_chosen(self, plan: Plan) -> bool:
         """Whether ``plan`` can be exported in the form that was asked for: the baseline, LoRA, sometimes cannot."""
@@ -238,6 +247,7 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
         evaluations=t.evaluations,
         backbone_dropout=t.backbone_dropout,
         shortcuts=t.shortcuts,
+        packing=t.packing,
         cache_bytes=t.cache_bytes,
         arithmetic=prepared.arithmetic,
     )

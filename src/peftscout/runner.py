@@ -73,11 +73,15 @@ class Runner:
     def run(self, requests: Sequence[Evaluate], stage: Stage, *, predict: bool = False) -> list[Record]:
         """Return the records of ``requests``, in their order, when all have come. Nothing else may be under way.
 
-        ``predict`` keeps predictions on the report split in the trials' folders.
+        ``predict`` keeps predictions on the report split in the trials' folders; such trials share no passes.
         """
-        self._start(requests, stage, predict=predict)
+        waiting = list({request.key: request for request in requests}.values())
+        most = self._executor.workers if predict else self._executor.capacity
         found: dict[str, Record] = {}
-        while self.awaited:
+        while waiting or self.awaited:
+            free = max(most - len(self._running), not self.awaited)
+            self._start(waiting[:free], stage, predict=predict)
+            waiting = waiting[free:]
             found |= {record.request.key: record for record in self._came()}
         return [found[request.key] for request in requests]
 

@@ -2,12 +2,12 @@
 
 ```
 STUDY/
-  study.json        what decides the study: config, data manifest, model fingerprint, versions (written once)
+  study.json        what decides the study: config, data manifest, model fingerprint, versions (written once, sealed)
   ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
   trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.safetensors for the final comparison
   workers/N.log     what the N-th worker process printed, where there are any
   cache/            token ids
-  summary.json      written at the end
+  summary.json      written at the end, sealed
   lock              held while a process works in the folder
 ```
 """
@@ -28,10 +28,11 @@ from filelock import FileLock, Timeout
 
 from peftscout.config import StudyConfig, config_diff
 from peftscout.database import WriteLock
-from peftscout.errors import StudyError
+from peftscout.errors import ConfigError, StudyError
 from peftscout.ledger import Ledger, Record
 from peftscout.outcome import Outcome
 from peftscout.plan import Plan
+from peftscout.seal import KEY, BrokenSealError, first_difference, folder_digests, sealed, unsealed
 
 SCHEMA = 1
 """Version of ``study.json`` and ``summary.json``."""
@@ -127,7 +128,9 @@ class Study:
             self._write_or_compare_header()
             if self._storage is not None:
                 self._database = taken_back.enter_context(WriteLock(self._storage, self._ledger_name()))
-            self.ledger = Ledger.at(self._storage or self.folder / "ledger.journal", name=self._ledger_name())
+            place = self._storage or self.folder / "ledger.journal"
+            self.ledger = Ledger.at(place, name=self._ledger_name(), of=_seal_of_header(self.folder))
+            _refuse_lost_records(self.folder, self.ledger.records())
             self._taken_back = taken_back.pop_all()
         return self
 
@@ -147,14 +150,15 @@ class Study:
             and not (self.folder / "study.json").exists()
             and {p.name for p in self.folder.iterdir()} - known
         ):
-            raise StudyError(f"{self.folder}: is not empty and not a study; choose another folder")
+            raise StudyError(f"{self.folder}: is not empty and not a study (no study.json); choose another folder")
 
     def _write_or_compare_header(self) -> None:
         path = self.folder / "study.json"
         if not path.exists():
-            write_json(path, self.header.to_json())
+            write_sealed(path, self.header.to_json())
             return
         old = read_header(self.folder).to_json()
+        old["config"] = _with_defaults(old["config"])
         if lines := config_diff(old, json.loads(json.dumps(self.header.to_json()))):
             raise StudyError(
                 f"{self.folder}: this study was made with something else:\n  "
@@ -169,6 +173,8 @@ class Study:
     def fresh_trial_folder(self, number: int, plan: Plan) -> Path:
         """Make the folder of a trial that starts: whatever an interrupted try left in it is removed."""
         folder = self.trial_folder(number)
+        if folder.resolve() != trial_folder(self.folder.resolve(), number):
+            raise StudyError(f"{folder}: a link leads out of the study, to {folder.resolve()}; remove the link")
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -194,13 +200,59 @@ class Study:
         """Write the outcome of a trial: first beside its adapter, then, as the last word, into the ledger."""
         if self._database is not None:
             self._database.check()
-        write_json(self.trial_folder(number) / "outcome.json", outcome.to_json())
-        self.ledger.finish(number, outcome)
+        folder = self.trial_folder(number)
+        write_json(folder / "outcome.json", outcome.to_json())
+        self.ledger.finish(number, outcome, folder_digests(folder))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, sealed, and as one of this study."""
+        write_sealed(self.folder / "summary.json", {**summary, "study": _seal_of_header(self.folder)})
+
+    def finished_folder(self, number: int) -> Path:
+        """Return the folder of a trial that ended, its files checked.
+
+        Raises:
+            StudyError: when one of them is not what the trial wrote.
+        """
+        return check_files(self.folder, self.ledger.record(number))
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with what it says nothing of, as there was no such option yet, as it is by default."""
+    try:
+        return StudyConfig.from_mapping(config).deciding()
+    except ConfigError:
+        return config
 
 
 def trial_folder(study: Path, number: int) -> Path:
     """Return the folder of trial ``number`` of a study folder."""
     return study / "trials" / f"{number:03d}"
+
+
+def check_files(study: Path, record: Record) -> Path:
+    """Return the folder of a trial, once it is sure that its files are those that it wrote.
+
+    Raises:
+        StudyError: naming the file that is not.
+    """
+    folder = trial_folder(study, record.number)
+    if (wrong := first_difference(folder, record.files)) is not None:
+        raise StudyError(
+            f"{wrong}; put it back from a copy, or train the plan again: peftscout apply {folder / 'plan.json'}"
+        )
+    return folder
+
+
+def _refuse_lost_records(folder: Path, records: list[Record]) -> None:
+    """Raise a StudyError when trials ended of which the ledger knows nothing: it was removed, emptied or exchanged."""
+    known = {trial_folder(folder, r.number) for r in records}
+    lost = sorted(p.parent for p in folder.glob("trials/*/outcome.json") if p.parent not in known)
+    if lost:
+        raise StudyError(
+            f"{folder}: its ledger knows nothing of {lost[0].name} and {len(lost) - 1} more finished trials: it was "
+            "removed, cut or exchanged; put it back from a copy, or search in another --study folder"
+        )
 
 
 def read_header(folder: Path) -> Header:
@@ -219,36 +271,58 @@ def read_config(folder: Path) -> StudyConfig:
 
 
 def read_records(folder: Path, storage: str | None = None) -> list[Record]:
-    """Return the ledger of a study without changing the folder, also while another process works in it."""
+    """Return the ledger of a study without changing the folder, also while another process works in it.
+
+    Raises:
+        StudyError: when the folder is no study, or its ledger is damaged, lost or of another one.
+    """
     read_header(folder)
     place = folder / "ledger.journal"
-    if storage is None and not place.exists():
-        return []
-    return Ledger.reading(storage or place, name="peftscout" if storage is None else folder.resolve().name).records()
+    records: list[Record] = []
+    if storage is not None or place.exists():
+        name = "peftscout" if storage is None else folder.resolve().name
+        records = Ledger.reading(storage or place, name=name, of=_seal_of_header(folder)).records()
+    _refuse_lost_records(folder, records)
+    return records
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return ``summary.json`` of a finished study.
 
     Raises:
-        StudyError: when the study has not finished.
+        StudyError: when the study has not finished, or the file is damaged or that of another study.
     """
     read_header(folder)
     path = folder / "summary.json"
     summary = read_json(path, f"{folder}: has no summary yet; run the same search again to finish it")
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
         raise StudyError(f"{path}: not a summary of schema {SCHEMA}")
+    if summary.pop("study", "") != _seal_of_header(folder):
+        raise StudyError(f"{path}: is the summary of another study; put it back from a copy")
     return summary
 
 
+def _seal_of_header(folder: Path) -> str:
+    """Return by what the ledger of a study knows it; empty for studies of before there were seals."""
+    return str(json.loads((folder / "study.json").read_text(encoding="utf-8")).get(KEY, ""))
+
+
 def read_json(path: Path, absent: str) -> Any:
-    """Read a JSON file; StudyError says ``absent`` when there is none, or where it is damaged."""
+    """Read a JSON file, without its seal; StudyError says ``absent`` when there is none, or where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(data) if isinstance(data, dict) else data
     except FileNotFoundError:
         raise StudyError(absent) from None
-    except (OSError, ValueError) as error:
+    except BrokenSealError as error:
+        raise StudyError(f"{path}: {error}; put it back from a copy") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"{path}: cannot be read: {error}") from None
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON of which `read_json` knows when it is damaged; see `write_json`."""
+    write_json(path, sealed(data))
 
 
 def write_json(path: Path, data: Any) -> None:

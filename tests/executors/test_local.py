@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,11 @@ def test_the_head_of_a_queue_is_divided_where_a_job_has_to_be_alone(tmp_path):
     assert next_together([a, b.again(), c], 3) == [a]
     alone = a.again()
     assert next_together([alone, b, c], 3) == [alone]
+
+
+def test_only_jobs_of_one_task_share_a_stack(tmp_path):
+    a, b, c, d = (job(tmp_path, n) for n in range(4))
+    b, c = (replace(j, request=replace(j.request, task="cola")) for j in (b, c))
+    assert next_together([a, b, c, d], 2) == [a, d]
+    assert next_together([b, c, d], 2) == [b, c]
+    assert next_together([a, b.again(), d], 3) == [a]

@@ -21,7 +21,7 @@ from peftscout.executors.messages import JobData, Start, Work, read_answer, read
 from peftscout.executors.ray_worker import RayWorker
 from peftscout.outcome import Outcome, State
 from peftscout.report.progress import Silent
-from peftscout.study import is_made_by_trials, read_records
+from peftscout.study import is_made_by_trials, read_header, read_records
 from tiny_task import save_tiny_model, write_task
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -199,7 +199,7 @@ def test_a_worker_leaves_as_soon_as_its_search_is_gone(monkeypatch):
 
 
 def test_a_worker_that_finds_other_data_than_the_search_refuses_to_work(config, in_process, tmp_path):
-    header = json.loads((in_process.folder / "study.json").read_text())
+    header = read_header(in_process.folder).to_json()
     assert worker.prepared_as(header).header().to_json()["model"] == header["model"]
     header["data"]["splits"]["train"]["rows"] += 1
     with pytest.raises(ExecutorError, match=r"something else than the search has:\n  data.splits.train.rows: 97 -> 96"):
@@ -215,7 +215,7 @@ def test_a_worker_on_a_machine_without_the_study_has_a_cache_of_its_own_and_send
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     record = read_records(in_process.folder)[1]
-    header = json.loads((in_process.folder / "study.json").read_text())
+    header = read_header(in_process.folder).to_json()
     elsewhere = Start(header=header, cache=str(tmp_path / "nowhere" / "cache"), stacks=True)
     actor = RayWorker(elsewhere.line(), str(tmp_path / "nowhere"))
     line, shared = actor.load()

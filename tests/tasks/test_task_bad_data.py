@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from task_files import folder_of, jsonl, reviews
 
+from figures import record
 from peftscout.errors import DataError
 from peftscout.tasks import load_task
 
@@ -21,6 +23,7 @@ UNREADABLE = "{path}: cannot read files TYPE, only .jsonl, .csv, .tsv, .parquet"
 MANY = """\
 {path}: 'label' has 30 different values in 30 rows: neither classes nor fractions; name the right column \
 with label= (--label), or say kind="regression" or kind="classification\""""
+REFUSED = "bad data refused with file, line and remedy"
 SKIP = 'Mend the rows, or leave them out with on_bad_rows="skip".'
 
 
@@ -57,6 +60,7 @@ def test_a_bad_json_line_is_named_by_file_and_line(tmp_path: Path, line: str, fa
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == f"{path}: 1 bad row of 10\n  {path}:4: {fault}\n{SKIP}"
+    record(REFUSED, 1)
 
 
 @pytest.mark.parametrize(("line", "fault"), BAD_JSON_LINES.values(), ids=BAD_JSON_LINES.keys())
@@ -169,6 +173,48 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         _bytes("train.csv", b'"text"x,label\na,0\n'),
         "{path}:1: the header cannot be read: wrong quoting: ',' expected after '\"'",
     ),
+    "gzip": (
+        _bytes("train.csv", gzip.compress(CSV, mtime=0)),
+        "{path}: the file is packed (gzip, zip, xz or zstd); unpack it first",
+    ),
+    "a spreadsheet called CSV": (
+        _bytes("train.csv", b"PK\x03\x04" + bytes(40)),
+        "{path}: the file is packed (gzip, zip, xz or zstd); unpack it first",
+    ),
+    "UTF-32": (
+        _bytes("train.csv", CSV.decode().encode("utf-32")),
+        "{path}: the file is UTF-16, or not text; save it as UTF-8",
+    ),
+    "a web page": (
+        _bytes("train.csv", b"<!DOCTYPE html>\n<html><body>404</body></html>\n"),
+        (
+            "{path}: no label column found by name; say which it is with label= (--label); the columns are "
+            "'<!DOCTYPE html>'"
+        ),
+    ),
+    "no column of labels": (
+        _bytes("train.csv", CSV.replace(b"label", b"opinion on it")),
+        (
+            "{path}: no label column found by name; say which it is with label= (--label); the columns are 'text', "
+            "'opinion on it'"
+        ),
+    ),
+    "no column of texts": (
+        _bytes("train.jsonl", b"".join(b'{"number": %d, "label": %d}\n' % (i, i % 2) for i in range(9))),
+        "{path}: no text column among 'number', 'label'; say which it is with text= (--text)",
+    ),
+    "numbers as lines": (
+        _bytes("train.jsonl", b"1\n2\n3\n"),
+        "{path}: not one of 3 rows can be read, first {path}:1: a JSON object was expected, not int",
+    ),
+    "bytes after the last row": (
+        _bytes("train.csv", CSV + bytes(range(128, 140)) + b",1\n"),
+        "{path}:11: byte 0x80 at offset 110 is not UTF-8 (Latin-1 or Windows-1252?); save the file as UTF-8",
+    ),
+    "columns without names": (
+        _bytes("train.csv", b",\na,0\n"),
+        "{path}:1: column '' is there 2 times",
+    ),
     "a spreadsheet": (
         _bytes("train.xlsx", b"PK"),
         UNREADABLE.replace("TYPE", "of type '.xlsx'"),
@@ -215,6 +261,7 @@ def test_a_bad_file_is_refused_with_its_exact_fault(
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == message.replace("{path}", str(path))
+    record(REFUSED, 1)
 
 
 def test_broken_parquet_is_refused(tmp_path: Path) -> None:
@@ -249,6 +296,7 @@ def test_a_target_that_is_no_finite_number_is_refused(tmp_path: Path, value: str
     with pytest.raises(DataError) as error:
         load_task(train=path)
     assert str(error.value) == f"{path}: 1 bad row of 10\n  {path}:10: 'label' is {fault}\n{SKIP}"
+    record(REFUSED, 1)
 
 
 def test_text_where_every_number_belongs_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -145,8 +145,8 @@ def test_the_file_is_one_that_the_library_writes_too(tmp_path: Path) -> None:
     assert {name: tuple(t.shape) for name, t in tensors.items()} == {
         "starts": (2, 1), "lengths": (2, 1), "activations": (8, 4)
     }  # fmt: skip
-    facts = {"format": FORMAT, "key": KEY, "computed_as": "F32"}
-    save_file(tensors, tmp_path / "g", metadata=facts)
+    with safe_open(path, framework="pt") as file:
+        save_file(tensors, tmp_path / "g", metadata=file.metadata())
     assert torch.equal(read(tmp_path / "g", KEY).batch([0, 1], 5), read(path, KEY).batch([0, 1], 5))
 
 
@@ -214,6 +214,16 @@ def test_a_file_with_something_behind_it_is_not_read(good: Path) -> None:
     good.write_bytes(good.read_bytes() + b"\0" * 8)
     with pytest.raises(SafetensorError):
         read(good, KEY)
+
+
+@pytest.mark.parametrize("place", [-1, -9, -17, -33])
+def test_a_file_with_one_bit_changed_is_not_read_but_once_checked_it_is_trusted(good: Path, place: int) -> None:
+    content = bytearray(good.read_bytes())
+    content[place] ^= 1
+    good.write_bytes(content)
+    with pytest.raises(ValueError, match="content and hash differ"):
+        read(good, KEY)
+    assert len(read(good, KEY, check=False)) > 0
 
 
 def test_a_file_of_another_key_is_not_read(good: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_resumed_run_takes_only_the_steps_of_its_increment(make, tmp_path):
     assert done == [5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "garbage", "of another request"])
+@pytest.mark.parametrize("harm", ["truncate", "garbage", "one bit", "of another request"])
 def test_a_damaged_or_foreign_pause_only_costs_time(make, tmp_path, harm):
     evaluator = make(folder=tmp_path)
     evaluator(on_rung(4))
@@ -258,6 +258,8 @@ def test_a_damaged_or_foreign_pause_only_costs_time(make, tmp_path, harm):
         file.write_bytes(file.read_bytes()[:-100])
     elif harm == "garbage":
         file.write_bytes(b"garbage")
+    elif harm == "one bit":
+        file.write_bytes(file.read_bytes()[:-2] + bytes([file.read_bytes()[-2] ^ 64]) + file.read_bytes()[-1:])
     else:
         evaluator(on_rung(4, seed=1))
         (other,) = set(file.parent.iterdir()) - {file}

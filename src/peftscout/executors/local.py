@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, takewhile
 
 from peftscout.executors.base import Finished, Job
 from peftscout.executors.work import Workplace
@@ -40,7 +41,7 @@ class LocalExecutor:
     def wait(self) -> list[Finished]:
         """Run the first of what waits, as many as share their passes."""
         jobs = next_together(self._waiting, self.capacity) if self._waiting else []
-        self._waiting = self._waiting[len(jobs) :]
+        self._waiting = [job for job in self._waiting if job not in jobs]
         outcomes = self._workplace.do(jobs, self._progress) if jobs else []
         return [Finished(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
@@ -54,8 +55,11 @@ class LocalExecutor:
 
 
 def next_together(waiting: Sequence[Job], most: int) -> list[Job]:
-    """Return the jobs at the head of a queue that go to a worker at once: one that has to be alone, or ``most``."""
+    """Return the jobs of a queue that go to a worker at once: the first one, if it has to be alone, or up to ``most``.
+
+    They are of one task. Those of other tasks in between stay where they are.
+    """
     if waiting[0].alone:
         return [waiting[0]]
-    end = next((n for n, job in enumerate(waiting[:most]) if job.alone), min(most, len(waiting)))
-    return list(waiting[:end])
+    before = takewhile(lambda job: not job.alone, waiting)
+    return list(islice((job for job in before if job.request.task == waiting[0].request.task), most))

@@ -180,7 +180,7 @@ class ProcessExecutor:
             share = -(-len(self._queue) // free)
             assert idle.together is not None
             jobs = next_together(self._queue, min(share, idle.together))
-            self._queue = self._queue[len(jobs) :]
+            self._queue = [job for job in self._queue if job not in jobs]
             idle.jobs = {job.attempt: job for job in jobs}
             if self._trial_timeout is not None:
                 idle.deadline = time.monotonic() + self._trial_timeout * len(jobs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from peftscout.executors.base import Job
 from peftscout.executors.messages import Answered, JobData, Ready, Refused, Start
 from peftscout.executors.work import Workplace
 from peftscout.executors.worker import broken_device, prepared_as
+from peftscout.study import read_header
 
 Files = Mapping[str, bytes]
 """What a job made, or needs, by path."""
@@ -76,8 +76,8 @@ class RayWorker:
 def _is_here(start: Start) -> bool:
     """Whether the folder of the study is seen from this machine."""
     try:
-        return bool(json.loads((Path(start.cache).parent / "study.json").read_text(encoding="utf-8")) == start.header)
-    except (OSError, ValueError):
+        return read_header(Path(start.cache).parent).to_json() == start.header
+    except PeftscoutError:
         return False
 
 

@@ -21,7 +21,7 @@ from peftscout.training.stack_evaluator import capacity, evaluate_together
 
 
 class Workplace:
-    """A prepared study with its evaluator, which is made when it is first needed.
+    """A prepared study with its evaluators, which are made when they are first needed.
 
     Args:
         prepared: model and data, loaded.
@@ -58,23 +58,13 @@ class Workplace:
         return 1 if alone else min(map(capacity, self.evaluators.values()))
 
     def do(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Outcome]:
-        """Return the outcomes of ``jobs``, in order. Only Ctrl-C is raised."""
-        if any(job.alone for job in jobs):
+        """Return the outcomes of ``jobs``, in order; those that share passes are of one task. Only Ctrl-C is raised."""
+        if len(jobs) == 1 or any(job.alone for job in jobs):
             return [self._alone(job, progress) for job in jobs]
-        outcomes: dict[str, Outcome] = {}
-        for task in {job.request.task for job in jobs}:
-            own = [job for job in jobs if job.request.task == task]
-            outcomes |= zip((job.attempt for job in own), self._together(task, own, progress), strict=True)
-        return [outcomes[job.attempt] for job in jobs]
-
-    def _together(self, task: str, jobs: Sequence[Job], progress: Progress | None) -> list[Outcome]:
-        if len(jobs) == 1:
-            return [self._alone(jobs[0], progress)]
+        requests = [job.request for job in jobs]
+        evaluator = self.evaluators[requests[0].task]
         return evaluate_together(
-            self.evaluators[task],
-            [job.request for job in jobs],
-            after=lambda n, model: self._leave(jobs[n], model),
-            progress=progress,
+            evaluator, requests, after=lambda n, model: self._leave(jobs[n], model), progress=progress
         )
 
     def _alone(self, job: Job, progress: Progress | None) -> Outcome:

@@ -47,12 +47,18 @@ def read_table(path: Path) -> Table:
     return Table(table.name, table.columns, table.lines, bad=table.bad, sha256=_sha256(data))
 
 
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+"""How packed files begin."""
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def _decode(path: Path, data: bytes) -> str:
     """Decode UTF-8 with or without a byte order mark."""
+    if data.startswith(_PACKED):
+        raise DataError(f"{path}: the file is packed (gzip, zip, xz or zstd); unpack it first")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:200].count(0) * 4 > len(data[:200]):
         raise DataError(f"{path}: the file is UTF-16, or not text; save it as UTF-8")
     body = data.removeprefix(_BYTE_ORDER_MARK)

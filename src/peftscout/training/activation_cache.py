@@ -41,12 +41,18 @@ class ActivationCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit = limit_bytes
+        self._checked: set[tuple[str, int]] = set()
 
     def entry(self, key: str) -> Entry | None:
-        """Return what is stored under ``key``; a file that is damaged or something else is removed and not read."""
+        """Return what is stored under ``key``; a file that is damaged or something else is removed and not read.
+
+        A file is compared with its hash when this process reads it first: gigabytes take seconds.
+        """
         path = self._path(key)
         try:
-            entry = read(path, key)
+            file = (key, path.stat().st_ino)
+            entry = read(path, key, check=file not in self._checked)
+            self._checked.add(file)
         except FileNotFoundError:
             return None
         except OSError as error:

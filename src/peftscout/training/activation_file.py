@@ -1,11 +1,13 @@
 """One file of activations: safetensors, written in one go, read through a memory map.
 
 ``activations [tokens, H]`` lie there without padding, in the order in which they were computed; ``starts`` and
-``lengths [rows, C]`` (C = 1, or the choices of a row) say where each sequence is.
+``lengths [rows, C]`` (C = 1, or the choices of a row) say where each sequence is. The hash of all of it stands in the
+head.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-FORMAT = "peftscout activations 1"
+FORMAT = "peftscout activations 2"
+
+_NO_HASH = "0" * 64
+_BLOCK = 1 << 24
 
 Indices = npt.NDArray[np.int64]
 
@@ -92,15 +97,16 @@ class Layout:
     def _bytes_of_activations(self) -> int:
         return int(self.lengths.sum()) * self.width * self.stored.itemsize
 
-    def header(self) -> bytes:
+    def header(self, content: str = _NO_HASH) -> bytes:
         """Return the head of a safetensors file: its length in 8 bytes, then JSON, padded so that the data is aligned.
 
-        Written by hand because the library wants all the data in memory at once. It reads it, and checks it then.
+        ``content`` is the hash of what follows. Written by hand because the library wants all the data in memory at
+        once. It reads it, and checks it then.
         """
         tables = self.lengths.size * 8
         shape = list(self.lengths.shape)
-        facts = {"format": FORMAT, "key": self.key, "computed_as": _NAMES[self.dtype]}
-        content = {
+        facts = {"format": FORMAT, "key": self.key, "computed_as": _NAMES[self.dtype], "content": content}
+        described = {
             "__metadata__": facts,
             "starts": {"dtype": "I64", "shape": shape, "data_offsets": [0, tables]},
             "lengths": {"dtype": "I64", "shape": shape, "data_offsets": [tables, 2 * tables]},
@@ -110,7 +116,7 @@ class Layout:
                 "data_offsets": [2 * tables, 2 * tables + self._bytes_of_activations],
             },
         }
-        text = json.dumps(content).encode()
+        text = json.dumps(described).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
@@ -126,7 +132,7 @@ def write(file: BinaryIO, layout: Layout, batches: Batches, left_padded: bool) -
     starts = np.full_like(layout.lengths, -1)
     file.write(head)
     file.write(bytes(2 * starts.nbytes))  # the tables, known at the end
-    written = 0
+    written, digest = 0, hashlib.sha256()
     for rows, hidden in batches:
         tokens = _unpadded(hidden, layout, rows, left_padded)
         own = layout.lengths[rows]
@@ -134,12 +140,16 @@ def write(file: BinaryIO, layout: Layout, batches: Batches, left_padded: bool) -
             raise ValueError("a row came twice, or is longer than its batch is wide")
         starts[rows] = written + (np.cumsum(own) - own.ravel()).reshape(own.shape)
         written += len(tokens)
-        file.write(tokens.view(torch.uint8).numpy().data)
+        data = tokens.view(torch.uint8).numpy().data
+        digest.update(data)
+        file.write(data)
     if (starts < 0).any():
         raise ValueError(f"{int((starts < 0).any(1).sum())} rows are missing")
-    file.seek(len(head))
-    file.write(starts.tobytes())
-    file.write(layout.lengths.tobytes())
+    tables = starts.tobytes() + layout.lengths.tobytes()
+    digest.update(tables)
+    file.seek(0)
+    file.write(layout.header(digest.hexdigest()))
+    file.write(tables)
 
 
 def _unpadded(hidden: Tensor, layout: Layout, rows: Indices, left_padded: bool) -> Tensor:
@@ -156,8 +166,8 @@ def _unpadded(hidden: Tensor, layout: Layout, rows: Indices, left_padded: bool) 
     return stored
 
 
-def read(path: Path, key: str) -> Entry:
-    """Map a file into memory. Only its header and tables are looked at.
+def read(path: Path, key: str, *, check: bool = True) -> Entry:
+    """Map a file into memory; with ``check`` all of it is compared with its hash, else only header and tables are read.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -178,4 +188,15 @@ def read(path: Path, key: str) -> Entry:
         raise ValueError("its tables are malformed")
     if (starts + lengths).max(initial=0) > len(activations) or lengths.sum() != len(activations):
         raise ValueError("its tables do not fit its activations")
+    if check and facts.get("content") != _hash(activations, starts, lengths):
+        raise ValueError("content and hash differ")
     return Entry(activations, starts, lengths, _DTYPES[facts["computed_as"]])
+
+
+def _hash(activations: Tensor, starts: Indices, lengths: Indices) -> str:
+    digest = hashlib.sha256()
+    data = memoryview(activations.view(torch.uint8).numpy().reshape(-1).data)
+    for begin in range(0, len(data), _BLOCK):
+        digest.update(data[begin : begin + _BLOCK])
+    digest.update(starts.tobytes() + lengths.tobytes())
+    return digest.hexdigest()

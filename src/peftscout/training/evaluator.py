@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftscout import tuner
+from peftscout import disk, tuner
 from peftscout.backbone import Backbone
 from peftscout.errors import TunerError
 from peftscout.outcome import Evaluate, Outcome, State
@@ -211,19 +211,25 @@ class Evaluator:
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
         """Give what passes rows through ``model``, with every shortcut that its plan allows."""
-        activations, position = None, None
+        activations, position, packs = None, None, False
         if self.shortcuts_allowed:
             batch = self.check_batch()
             entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
             activations = self.shortcuts.activations(model, entrance, self.visited(trial))
             position = self.shortcuts.position(model, request.plan, batch)
+            packs = self.packing_allowed and self.shortcuts.packs(model, request.plan, self.data.train)
         with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
-            yield Forward(model, self.make_batch, self.device, activations)
+            yield Forward(model, self.make_batch, self.device, activations, packs)
 
     @property
     def shortcuts_allowed(self) -> bool:
         """Whether it may be tested what need not be computed."""
         return self.settings.shortcuts and not self.objective.no_shortcuts
+
+    @property
+    def packing_allowed(self) -> bool:
+        """Whether it may be tested that rows share sequences in training; dropout would draw other masks then."""
+        return self.settings.packing and self.settings.backbone_dropout == "off" and self.objective.packs
 
     @property
     def still(self) -> bool:
@@ -277,7 +283,12 @@ def done(run: Run, cost: int, seconds: float, peak_memory: int) -> Outcome:
 
 
 def failed(error: Exception, cost: int, seconds: float) -> Outcome:
-    """Return the outcome of an evaluation that ``error`` ended."""
+    """Return the outcome of an evaluation that ``error`` ended.
+
+    Trouble with the disk is no outcome of the plan: it is raised, and the evaluation runs again when it is mended.
+    """
+    if disk.trouble(error) is not None:
+        raise error
     match error:
         case DivergedError():
             state, message = State.DIVERGED, str(error)

@@ -25,7 +25,7 @@ class InitialStates:
     def save(self, state: Mapping[str, Tensor]) -> str:
         """Keep a `tuner.trainable_state`; return its name, 16 hexadecimal digits of a hash of its content."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        name = _digest(tensors)
+        name = digest_of(tensors)
         if self._folder is None:
             self._memory[name] = {n: tensor.clone() for n, tensor in tensors.items()}
         elif not self._path(name).exists():
@@ -48,7 +48,7 @@ class InitialStates:
                 state = load_file(self._path(name))
             except (OSError, SafetensorError):
                 state = {}
-        if not state or _digest(state) != name:
+        if not state or digest_of(state) != name:
             where = "memory" if self._folder is None else self._path(name)
             raise StudyError(
                 f"initial state {name}: missing or damaged in {where}; resume the study, which makes it again"
@@ -60,7 +60,8 @@ class InitialStates:
         return self._folder / f"{name}.safetensors"
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits of a hash of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]

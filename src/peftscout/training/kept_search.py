@@ -1,4 +1,4 @@
-"""A search on disk: tensors as safetensors, the rest as JSON, and a marker that is written last.
+"""A search on disk: tensors as safetensors, the rest as JSON, and a marker that is written last and knows their hashes.
 
 ```
 search/
@@ -11,6 +11,7 @@ search/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from peftscout.errors import StudyError
+from peftscout.seal import file_digest, first_difference, sealed, unsealed
 
 SCHEMA = 1
 """Version of the files."""
@@ -44,8 +46,11 @@ class KeptSearch:
         save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, self._path(number, "safetensors"))
         _flush(self._path(number, "safetensors"))
         _write(self._path(number, "json"), json.dumps({"facts": dict(facts), "events": len(events)}, allow_nan=False))
-        _write(self.folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
-        _write(self.folder / "kept.json", json.dumps({"schema": SCHEMA, "state": number}))
+        log = "".join(json.dumps(event) + "\n" for event in events)
+        _write(self.folder / "events.jsonl", log)
+        state = [self._path(number, suffix) for suffix in ("safetensors", "json")]
+        content = {"files": {path.name: file_digest(path) for path in state}, "events": _digest(log)}
+        _write(self.folder / "kept.json", json.dumps(sealed({"schema": SCHEMA, "state": number, **content})))
         for suffix in ("safetensors", "json"):
             self._path(number - 1, suffix).unlink(missing_ok=True)
 
@@ -58,22 +63,28 @@ class KeptSearch:
         marker = self._marker()
         if marker is None:
             return None
+        if (wrong := first_difference(self.folder, marker.get("files", {}))) is not None:
+            raise self._damaged(wrong)
         try:
             arrays = load_file(self._path(marker["state"], "safetensors"))
             rest = json.loads(self._path(marker["state"], "json").read_text(encoding="utf-8"))
-            lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
             # The log is written before the marker, and may be ahead of it by what came after.
-            return arrays, rest["facts"], [json.loads(line) for line in lines[: rest["events"]]]
+            lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            log = lines[: rest["events"]]
+            if "events" in marker and _digest("".join(log)) != marker["events"]:
+                raise ValueError(f"{self.folder / 'events.jsonl'}: is not what was written")
+            return arrays, rest["facts"], [json.loads(line) for line in log]
         except Exception as error:
             raise self._damaged(error) from error
 
     def _marker(self) -> dict[str, Any] | None:
         try:
             marker = json.loads((self.folder / "kept.json").read_text(encoding="utf-8"))
+            marker = unsealed(marker) if isinstance(marker, dict) else marker
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise self._damaged(error) from error
+            raise self._damaged(f"kept.json: {error}") from error
         if not isinstance(marker, dict) or marker.get("schema") != SCHEMA or not isinstance(marker.get("state"), int):
             raise self._damaged(f"kept.json is {marker!r}")
         return marker
@@ -92,6 +103,10 @@ def _write(path: Path, text: str) -> None:
     unfinished.write_text(text, encoding="utf-8")
     _flush(unfinished)
     unfinished.replace(path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -71,14 +71,14 @@ def _backward(trial: Trial, forward: Forward, objective: Objective) -> Tensor:
     indices, accelerator = trial.next_rows(), forward.device.accelerator
     passes = trial.settings.micro_batches * accelerator.num_processes
     if passes == 1:
-        loss = objective.loss(*forward(trial.rows, indices, objective.train))
+        loss = objective.loss(*forward(trial.rows, indices, objective.train, for_loss=True))
         trial.require_finite(loss)
         accelerator.backward(loss)
         return loss
     sums = torch.zeros(2, device=forward.device.torch_device)
     for part in np.array_split(indices, passes)[accelerator.process_index :: accelerator.num_processes]:
         if len(part):
-            outputs, targets = forward(trial.rows, part, objective.train)
+            outputs, targets = forward(trial.rows, part, objective.train, for_loss=True)
             weight = objective.weight(outputs, targets)
             weighted = objective.loss(outputs, targets) * weight
             accelerator.backward(weighted)

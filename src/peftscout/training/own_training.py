@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from peftscout.errors import ConfigError
@@ -61,7 +62,7 @@ def run_own(own: OwnTraining, candidate: Candidate, request: Evaluate) -> Run:
     """
     returned = own(candidate)
     named = returned if isinstance(returned, Mapping) else {candidate.task.metric: returned}
-    numbers = isinstance(named, Mapping) and all(isinstance(value, int | float) for value in named.values())
+    numbers = isinstance(named, Mapping) and all(isinstance(value, Real) for value in named.values())
     if not named or not numbers:
         raise ConfigError(
             f"{name_of(own)}: returned {returned!r:.80}; return a number, or numbers by name, higher is better"

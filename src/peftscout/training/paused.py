@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peftscout.outcome import Evaluate
+from peftscout.training.initial_states import digest_of
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,9 @@ class PausedTrials:
         unfinished = path.with_suffix(f".{os.getpid()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(dict(paused.tensors), unfinished, {"course": request.course, "run": json.dumps(dict(paused.run))})
+            run = json.dumps(dict(paused.run))
+            facts = {"course": request.course, "run": run, "content": _content(paused.tensors, run)}
+            save_file(dict(paused.tensors), unfinished, facts)
             unfinished.replace(path)
         except (SafetensorError, OSError) as error:
             with suppress(OSError):
@@ -69,7 +73,10 @@ class PausedTrials:
                 run = json.loads(facts["run"])
                 if facts["course"] != request.course or run["steps"] > request.fidelity.steps:
                     return None
-                return Paused({name: file.get_tensor(name) for name in file.keys()}, run)  # noqa: SIM118 - no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if facts["content"] != _content(tensors, facts["run"]):
+                raise ValueError("content and hash differ")
+            return Paused(tensors, run)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("%s: damaged, the trial runs from its start: %s", path, error)
             return None
@@ -82,3 +89,7 @@ class PausedTrials:
     def _path(self, request: Evaluate) -> Path:
         assert self._folder is not None
         return self._folder / f"{request.course}.safetensors"
+
+
+def _content(tensors: Mapping[str, Tensor], run: str) -> str:
+    return f"{digest_of(tensors)} {hashlib.sha256(run.encode()).hexdigest()[:16]}"

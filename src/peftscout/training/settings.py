@@ -27,6 +27,7 @@ class TrainingSettings:
     evaluations: int = 2
     backbone_dropout: BackboneDropout = "off"
     shortcuts: bool = True
+    packing: bool = True
     cache_bytes: int = 4_000_000_000
     micro_batches: int = 1
     arithmetic: Arithmetic = FP32

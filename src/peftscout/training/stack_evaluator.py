@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from peftscout import tuner
+from peftscout import disk, tuner
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.plan import union
 from peftscout.stacked import Stack, stacked
@@ -62,6 +62,8 @@ def evaluate_together(
             try:
                 outcomes |= _stacked(evaluator, {n: requests[n] for n in group}, after, progress)
             except Exception as error:
+                if disk.trouble(error) is not None:
+                    raise
                 evaluator.stacks = False
                 evaluator.note(f"{len(group)} plans are evaluated one by one: {type(error).__name__}: {error}")
         outcomes |= {n: alone(n) for n in group if n not in outcomes}
@@ -142,10 +144,11 @@ def _forward(evaluator: Evaluator, stack: Stack, trials: dict[int, Trial]) -> It
     if not evaluator.shortcuts_allowed:
         yield StackForward(stack, evaluator.make_batch, evaluator.device)
         return
-    positions = set()
+    positions, packs = set(), evaluator.packing_allowed
     for slot, plan in enumerate(stack.plans):
         with stack.alone(slot) as model:
             positions.add(shortcuts.position(model, plan, batch))
+            packs = packs and shortcuts.packs(model, plan, evaluator.data.train)
     with stack.alone(0) as model:
         entrance = shortcuts.entrance(model, union(stack.plans), batch) if evaluator.still else None
     visited = {trial: evaluator.visited(trial) for trial in trials.values()}
@@ -155,7 +158,7 @@ def _forward(evaluator: Evaluator, stack: Stack, trials: dict[int, Trial]) -> It
         activations = shortcuts.activations(bare(stack.model), entrance, next(iter(visited.values())))
     position = positions.pop() if len(positions) == 1 else None
     with nullcontext() if position is None else one_row(stack.model, evaluator.backbone.model_map, position):
-        yield StackForward(stack, evaluator.make_batch, evaluator.device, entrance, activations)
+        yield StackForward(stack, evaluator.make_batch, evaluator.device, entrance, activations, packs)
 
 
 def _finish(evaluator: Evaluator, request: Evaluate, trial: Trial, after: Callable[[Any], None]) -> Exception | None:

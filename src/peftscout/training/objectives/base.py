@@ -39,6 +39,11 @@ class Objective(Protocol):
         """Why several plans must not share a pass, in words; empty when they may."""
         ...
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows may share a sequence in `train`: labels are next tokens, and the loss is one of all of them."""
+        ...
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the model itself takes of ``batch``, labels included: for checks of built models."""
         ...

@@ -57,6 +57,7 @@ class SequenceLoss:
     metrics: tuple[str, ...]
     no_shortcuts: str = ""
     no_stacks: str = ""
+    packs: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ class Classes:
     metrics: tuple[str, ...]
     no_shortcuts: str = ""
     no_stacks: str = ""
+    packs: bool = False
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch as it is."""
