@@ -28,13 +28,15 @@ import torch
 
 import peftscout
 from evaluator_speed import DATA
-from peftscout import engine, tuner
+from peftscout import tuner
 from peftscout.config import StudyConfig
-from peftscout.engine import Runner, loaded_for_good
+from peftscout.executors import LocalExecutor, Retrying, Workplace, work
+from peftscout.executors.work import loaded_for_good
 from peftscout.ledger import Ledger
 from peftscout.outcome import Fidelity
-from peftscout.preparation import make_evaluator, prepare
+from peftscout.preparation import prepare
 from peftscout.report.progress import Silent
+from peftscout.runner import Runner
 from peftscout.strategies import make_strategy
 from peftscout.study import Study
 from peftscout.training import evaluator as evaluator_module
@@ -62,7 +64,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "digest of the rows": (shortcuts, "rows_digest"),
     "store activations": (ActivationCache, "build"),
     "load the best state": (tuner, "load_trainable_state"),
-    "save the adapter": (engine, "save_adapter"),
+    "save the adapter": (work, "save_adapter"),
     "reset": (tuner, "reset"),
     "collect garbage": (gc, "collect"),
     "checksum of the backbone": (tuner, "checksum"),
@@ -108,7 +110,9 @@ class Search:
     def running(self) -> Iterator[None]:
         """Hold the study open."""
         with Study(self._folder, self._prepared.header()) as study, loaded_for_good():
-            self._runner = Runner(study, make_evaluator(self._prepared, self._folder / "cache"), Silent())
+            sites = self._prepared.backbone.model_map.sites
+            executor = LocalExecutor(Workplace(self._prepared, self._folder / "cache"))
+            self._runner = Runner(study, Retrying(executor, sites), sites, Silent())
             self.strategy = make_strategy("random", self._prepared.problem, {})
             yield
 
@@ -118,7 +122,7 @@ class Search:
         with timed(evaluator_module, "train") as loop:
             (request,) = self.strategy.ask(1)
             run = request if steps is None else replace(request, fidelity=Fidelity(steps))
-            record = self._runner(run, "search")
+            (record,) = self._runner.run([run], "search")
             if record.outcome is None or not record.outcome.done:
                 raise RuntimeError(f"trial {record.number} has no score: {record.outcome}")
             self.strategy.tell(request, record.outcome)

@@ -240,9 +240,9 @@ exported, loaded again, the outputs compared.
 - **C**: our composite type, which loads once peftscout is imported. It holds any mixture of all ops.
 - **M**: merged into a checkpoint that loads with transformers alone.
 
-Whether each of these also loads in a process of its own, and S and C through transformers' own `load_adapter`, is
-tested on BERT, Llama, GPT-2, T5 and BART (`tests/test_export_ladder.py`). There is no lossy export, such as LoRA that
-comes close to a mixture.
+That each of these also loads in a process of its own, and S and C through transformers' own `load_adapter`, is
+tested on all of them but ViT (`tests/test_export_ladder.py`). There is no lossy export, such as LoRA that comes close
+to a mixture.
 """
 
 STRATEGIES_HEAD = """## Strategies

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import evaluator_speed
+import packing
 import speed_rows
 import speed_variants
 import trial_overhead
@@ -356,3 +357,21 @@ def test_the_committed_rows_have_the_columns_of_today():
         pytest.skip("no rows are committed yet")
     with evaluator_speed.RESULTS.open(newline="") as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
+
+
+def test_the_page_shows_the_committed_rows_of_packing():
+    page = (packing.RESULTS.parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    for row in packing.csv_rows.read(packing.RESULTS):
+        tokens = [f"{float(row[name]):.2f}" for name in ("padded_per_real_token", "packed_per_real_token")]
+        ratio, low, high = (f"{float(row[name]):.2f}" for name in ("ratio", "lowest", "highest"))
+        batches = -(-int(row["rows"]) // int(row["batch_size"]))
+        assert f"| {row['rows']} | {batches} | {' | '.join(tokens)} | {ratio} [{low}-{high}] |" in page
+        assert f"n = {row['rounds']}, other work on the machine" in page
+
+
+def test_packing_is_measured_on_the_same_losses_and_saves_positions():
+    model = packing.adapted(layers=1, hidden=32)
+    row = packing.measure(model, packing.texts(16), batch_size=16, rounds=1)
+    assert tuple(row) == packing.COLUMNS
+    assert 1 <= float(row["packed_per_real_token"]) < float(row["padded_per_real_token"])
+    assert float(row["lowest"]) == float(row["ratio"]) == float(row["highest"]) > 0

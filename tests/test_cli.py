@@ -255,6 +255,27 @@ def test_a_search_without_a_feasible_trial_exits_with_2(run, model, data, tmp_pa
     assert "diverged" in err
 
 
+def test_the_executor_is_a_matter_of_options(run, monkeypatch):
+    from peftscout import api
+    from peftscout.config import ExecutorConfig
+
+    seen = []
+    monkeypatch.setattr(api, "dry_run_config", lambda config: seen.append(config.executor) or {})
+    monkeypatch.setattr("peftscout.report.tables.dry_run", lambda plan: "")
+    plain = ("search", "m", "--budget", "5%", "--data", "d", "--dry-run")
+    on_ray = ("--executor", "ray", "--address", "auto", "--workers", "4", "--gpus-per-trial", "0.25")
+    assert run(*plain)[0] == run(*plain, *on_ray, "--trial-timeout", "30m")[0] == 0
+    assert run(*plain, "--isolate", "process")[0] == 0
+    assert seen == [
+        ExecutorConfig(),
+        ExecutorConfig(kind="ray", address="auto", workers=4, gpus_per_trial=0.25, trial_timeout=1800),
+        ExecutorConfig(isolate="process"),
+    ]
+    code, _, error = run(*plain, "--executor", "slurm")
+    assert code == 1
+    assert "executor.kind" in error
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(run, monkeypatch, model, data, tmp_path):
     from peftscout import api
 

@@ -405,7 +405,7 @@ def test_a_baseline_that_wins_once_its_learning_rate_is_tuned_is_the_chosen_plan
 def test_plans_that_are_evaluated_together_make_the_study_of_plans_that_are_evaluated_alone(
     model, data, tmp_path, monkeypatch
 ):
-    from peftscout import engine
+    from peftscout.executors import work
 
     options = {"budget": "5%", **QUICK, "strategy": "random", "trials": 6, "final": {"seeds": 0}}
     options |= {"training": {"precision": "fp32"}}
@@ -415,11 +415,11 @@ def test_plans_that_are_evaluated_together_make_the_study_of_plans_that_are_eval
         sizes.append(len(requests))
         return evaluate_together(evaluator, requests, **kwargs)
 
-    monkeypatch.setattr(engine, "evaluate_together", counting)
-    monkeypatch.setattr(engine, "capacity", lambda evaluator: 1)
+    monkeypatch.setattr(work, "evaluate_together", counting)
+    monkeypatch.setattr(work, "capacity", lambda evaluator: 1)
     alone = peftscout.search(model, data, study=tmp_path / "alone", **options)
     assert sizes == []
-    monkeypatch.setattr(engine, "capacity", lambda evaluator: 3)
+    monkeypatch.setattr(work, "capacity", lambda evaluator: 3)
     together = peftscout.search(model, data, study=tmp_path / "together", **options)
     assert sizes == [3, 2]
     columns = ["number", "stage", "label", "state", "cost", "steps", "seed", "lr_scale", "plan"]
@@ -431,8 +431,8 @@ def test_plans_that_are_evaluated_together_make_the_study_of_plans_that_are_eval
 
 
 def test_a_search_with_a_time_limit_goes_plan_by_plan(model, data, tmp_path, monkeypatch):
-    from peftscout import engine
+    from peftscout.executors import work
 
-    monkeypatch.setattr(engine, "capacity", lambda evaluator: 16)
+    monkeypatch.setattr(work, "capacity", lambda evaluator: 16)
     r = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **{**QUICK, "trials": 50, "time": 1})
     assert 1 <= len(r.trials[r.trials["stage"] == "search"]) < 50

@@ -8,7 +8,7 @@ import peftscout
 from peftscout.api import dry_run_config
 from peftscout.config import StudyConfig
 from peftscout.errors import StudyError
-from peftscout.estimate import PROBE_STEPS
+from peftscout.estimate import PROBE_STEPS, one_after_the_other
 from tiny_task import save_tiny_model, write_task
 
 
@@ -68,3 +68,10 @@ def test_a_dry_run_says_what_another_study_is_good_for_and_refuses_what_is_none(
     with pytest.raises(StudyError, match="no study"):
         dry(places, strategy="autopeft", from_study=str(tmp_path / "nothing"))
     assert sorted(p.name for p in study.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(("workers", "rounds"), [(None, 13 + 10), (1, 13 + 10), (4, 1 + 3 + 3), (100, 3)])
+def test_workers_take_evaluations_at_the_same_time(workers, rounds):
+    """Twelve after the baseline, then two learning rates and three seeds for each of two contenders."""
+    fields = {"model": "m", "budget": "5%", "data": {"source": "d"}, "trials": 13, "executor": {"workers": workers}}
+    assert one_after_the_other(StudyConfig.from_mapping(fields)) == rounds

@@ -1,4 +1,4 @@
-"""Every rung of the ladder on an encoder, a decoder and an encoder-decoder: equal outputs in a process of its own.
+"""Every rung of the ladder on every family that reads texts: equal outputs in a process of its own.
 
 The readers are two processes for all of this file, since starting one takes seconds: one that never imports peftscout,
 which the check makes sure of at every answer, and one for the composite.
@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 
 from adapted import everything, logits, stir
+from models_table import FAMILIES
 from peftscout import export_check, tuner
 from peftscout.architecture import ModelMap
 from peftscout.backbone import load_model
@@ -44,6 +45,9 @@ AUTO = {
     "gpt2": "AutoModelForCausalLM",
     "t5": "AutoModelForSeq2SeqLM",
     "bart": "AutoModelForSeq2SeqLM",
+    **dict.fromkeys(("roberta", "albert", "modernbert"), "AutoModelForSequenceClassification"),
+    **dict.fromkeys(("mistral", "qwen3", "gemma", "gpt_neox", "phi", "mixtral", "qwen2_moe"), "AutoModelForCausalLM"),
+    "t5_gated": "AutoModelForSeq2SeqLM",
 }
 OPS_OF = {"lora": ("lora",), "ln_tuning": ("norm",), "ia3": ("scale",), "merged": ("lora", "scale", "norm")}
 RUNGS = FORMATS[1:]
@@ -117,6 +121,10 @@ def test_a_rung_gives_equal_outputs_in_another_process_and_through_load_adapter(
         fresh = load_model(base, seed=0)
         fresh.load_adapter(str(tmp_path / "out"))
         torch.testing.assert_close(logits(fresh.eval(), probe), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_family_that_reads_texts_goes_through_the_ladder() -> None:
+    assert set(AUTO) == {family.name for family in FAMILIES} - {"vit"}
 
 
 def test_the_readers_notice_what_does_not_load(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from peftscout.errors import StudyError
 from peftscout.ledger import Ledger, cut_torn_tail
@@ -172,3 +173,38 @@ def test_the_journal_holds_plain_json_lines(tmp_path):
     ledger = Ledger.at(tmp_path / "l.journal")
     ledger.finish(ledger.start(request(1), "search"), outcome(0.5))
     assert all(json.loads(line) for line in (tmp_path / "l.journal").read_text().splitlines())
+
+
+def test_an_outcome_is_written_in_one_piece_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    ledger = Ledger.at(tmp_path / "ledger.journal")
+    number = ledger.start(request(1), "search", 0)
+    written = []
+    append = JournalFileBackend.append_logs
+    monkeypatch.setattr(JournalFileBackend, "append_logs", lambda self, logs: written.append(len(logs)))
+    ledger.start(request(2), "search")
+    monkeypatch.setattr(ledger, "_tell", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ledger.finish(number, outcome(0.5))
+    assert written == [1]
+    monkeypatch.undo()
+    assert Ledger.at(tmp_path / "ledger.journal").records()[0].outcome is None
+    monkeypatch.setattr(
+        JournalFileBackend, "append_logs", lambda self, logs: written.append(len(logs)) or append(self, logs)
+    )
+    again = Ledger.at(tmp_path / "ledger.journal")
+    del written[:]
+    again.finish(number, outcome(0.5))
+    assert written == [4]
+    assert Ledger.at(tmp_path / "ledger.journal").records() == again.records()
+
+
+def test_many_records_are_found_by_their_request_and_not_by_going_through_them(tmp_path):
+    ledger = Ledger.at(tmp_path / "ledger.journal")
+    for rank in range(1, 6):
+        ledger.finish(ledger.start(request(rank), "search"), outcome(0.1 * rank))
+    ledger.records = lambda: 1 / 0  # type: ignore[method-assign]
+    assert ledger.recall(request(3)).number == 2
+    assert ledger.recall(request(9)) is None
+    assert ledger.start(request(9), "tune") == 5
+    assert ledger.start(request(9), "tune") == 5
+    assert ledger.start(request(9), "final") == 6

@@ -132,7 +132,7 @@ def test_what_is_imported_at_the_top_of_a_module_is_a_core_dependency() -> None:
 
 
 def test_the_extras_of_the_house_are_there() -> None:
-    extras = {"ray", "botorch", "text", "track", "demo", "docs", "dev"}
+    extras = {"ray", "postgresql", "botorch", "text", "track", "demo", "docs", "dev"}
     assert set(PROJECT["project"]["optional-dependencies"]) == extras
 
 

@@ -10,7 +10,7 @@ from peftscout.config import StudyConfig
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
-from peftscout.study import Header, Study, read_header, read_records, read_summary, write_json
+from peftscout.study import Header, Study, is_made_by_trials, read_header, read_records, read_summary, write_json
 
 HOLD = """
 import sys, time
@@ -153,14 +153,14 @@ def test_a_failure_while_opening_gives_the_lock_back(tmp_path):
 
 def test_an_option_that_there_was_not_when_a_study_began_is_no_difference_while_it_is_as_by_default(tmp_path):
     config = StudyConfig.from_mapping({"model": "m", "budget": 5, "data": {"source": "rte"}})
-    with Study(tmp_path / "s", header(config=config.to_mapping())):
+    with Study(tmp_path / "s", header(config=config.deciding())):
         pass
     said = json.loads((tmp_path / "s" / "study.json").read_text())
     del said["config"]["fidelity"], said["seal"]
     write_json(tmp_path / "s" / "study.json", said)
-    with Study(tmp_path / "s", header(config=config.to_mapping())):
+    with Study(tmp_path / "s", header(config=config.deciding())):
         pass
-    other = {**config.to_mapping(), "fidelity": "halving"}
+    other = {**config.deciding(), "fidelity": "halving"}
     with (
         pytest.raises(StudyError, match="config.fidelity: 'full' -> 'halving'"),
         Study(tmp_path / "s", header(config=other)),
@@ -178,3 +178,27 @@ def test_who_is_said_to_hold_a_study_does_not_hold_it_when_nobody_does(tmp_path,
     with Study(tmp_path / "s", header()) as study:
         assert study.ledger.records() == []
         assert (tmp_path / "s" / "lock.holder").read_text() == f"process {os.getpid()}"
+
+
+def test_what_a_try_made_is_moved_into_the_trial_and_other_tries_are_gone(tmp_path):
+    with Study(tmp_path / "s", header()) as study:
+        folder = study.fresh_trial_folder(0, Plan.of({("layers.0.attention.q", "lora"): 1}))
+        for attempt in ("a", "b"):
+            (folder / f"attempt-{attempt}" / "adapter").mkdir(parents=True)
+            (folder / f"attempt-{attempt}" / "adapter" / "adapter_config.json").write_text(attempt)
+        study.accept(0, folder / "attempt-b", {"predictions.safetensors": b"123"})
+    assert (folder / "adapter" / "adapter_config.json").read_text() == "b"
+    assert (folder / "predictions.safetensors").read_bytes() == b"123"
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "plan.json", "predictions.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../study.json", "/tmp/x.json", "adapter/../../x.json", "x.bin", "x.pt", "x", ".pkl"])
+def test_no_file_of_a_worker_leaves_its_trial_or_is_of_an_unknown_kind(tmp_path, name):
+    assert not is_made_by_trials(name)
+    with Study(tmp_path / "s", header()) as study:
+        folder = study.fresh_trial_folder(0, Plan.of({("layers.0.attention.q", "lora"): 1}))
+        before = (tmp_path / "s" / "study.json").read_text()
+        with pytest.raises(StudyError, match="a worker sent what no trial makes"):
+            study.accept(0, folder / "attempt-a", {name: b"{}"})
+        assert (tmp_path / "s" / "study.json").read_text() == before
+        assert sorted(path.name for path in folder.iterdir()) == ["plan.json"]

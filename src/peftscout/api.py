@@ -169,7 +169,7 @@ def dry_run_config(config: StudyConfig) -> dict[str, Any]:
 
 def default_folder(config: StudyConfig) -> Path:
     """Return ``studies/<model>-<task>-<hash>``: equal configurations meet in one folder, different ones never do."""
-    text = json.dumps(config.to_mapping(), sort_keys=True)
+    text = json.dumps(config.deciding(), sort_keys=True)
     task = config.data.source or config.data.train or "data"
     names = (re.sub(r"[^\w.-]+", "-", Path(str(part)).name).strip(".-") for part in (config.model, task))
     return Path("studies") / "-".join([*names, hashlib.sha256(text.encode()).hexdigest()[:8]])

@@ -103,6 +103,14 @@ def search(
     precision: Annotated[str | None, typer.Option(help="auto: what is fastest here; fp32: exact; bf16.")] = None,
     study: Annotated[Path | None, typer.Option(help="Folder of the study; an existing one is continued.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL for the ledger.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Evaluations side by side, each in a process of its own.")] = None,
+    isolate: Annotated[
+        str | None, typer.Option(help="auto, none, or process: an evaluation may die without harm to the search.")
+    ] = None,
+    trial_timeout: Annotated[str | None, typer.Option(help="Most time of an evaluation: 90s, 30m, 1h.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local: this machine; ray: the machines of a cluster.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; auto: the one of this machine.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU: 0.25 puts four on one.")] = None,
     role: Roles = None,
     config: Config = None,
     set_: SetOption = None,
@@ -132,6 +140,8 @@ def search(
         "export": export,
         "also": [{"source": source} for source in also] if also else None,
     }
+    on = {"kind": executor, "workers": workers, "isolate": isolate, "trial_timeout": trial_timeout}
+    options |= {"executor": {**on, "address": address, "gpus_per_trial": gpus_per_trial}}
     options |= {
         "training": {"precision": precision},
         "roles": _roles(role),

@@ -118,6 +118,8 @@ class TrainingConfig(_Section):
             less memory, a third more time.
         shortcuts: whether what is known or never read is left out, where tests on the model show that it may be
             (``docs/performance.md``).
+        packing: whether rows of a batch share sequences in the training of decoders, where that saves padding and a
+            test on the model shows that none sees another; not without ``shortcuts`` or with dropout in the backbone.
         cache_bytes: most bytes of stored activations in the study folder; 0 stores none.
         threads: CPU threads, at most one a core; ``None`` leaves torch's choice.
     """
@@ -133,6 +135,7 @@ class TrainingConfig(_Section):
     backbone_dropout: Literal["off", "above", "paper"] = "off"
     gradient_checkpointing: bool = False
     shortcuts: bool = True
+    packing: bool = True
     cache_bytes: int = Field(default=4_000_000_000, ge=0)
     threads: int | None = Field(default=None, ge=1)
 
@@ -151,8 +154,49 @@ class FinalConfig(_Section):
     lr_scales: tuple[Annotated[float, Field(gt=0)], ...] = (0.33, 1.0, 3.0)
 
 
+class ExecutorConfig(_Section):
+    """Where and how evaluations are run. It decides how long a study takes, not what it finds (``docs/scaling.md``).
+
+    Attributes:
+        kind: ``local``: on this machine; ``ray``: on the machines of a Ray cluster (extra ``ray``).
+        workers: processes that evaluate side by side; ``None``: one; on Ray as many as the cluster has room for.
+        isolate: ``process`` evaluates in a process of its own, which may die without harm to the search; ``none`` in
+            that of the search; ``auto`` in one of its own with several workers, with a time limit, and on a GPU, unless
+            ``device_map`` or quantisation have the search itself hold the model there.
+        trial_timeout: seconds after which an evaluation is stopped and recorded as failed.
+        retries: how often an evaluation is tried again whose worker was lost.
+        gpus_per_trial: share of a GPU that an evaluation takes: 0.25 puts four on one GPU; or how many GPUs of this
+            machine one evaluation is spread over, a part of every batch on each.
+        address: of the Ray cluster; ``auto``: the one of this machine; ``None``: a new one on this machine.
+    """
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int | None = Field(default=None, ge=1)
+    isolate: Literal["auto", "none", "process"] = "auto"
+    trial_timeout: Annotated[float, Field(gt=0), BeforeValidator(parse_duration)] | None = None
+    retries: int = Field(default=2, ge=0)
+    gpus_per_trial: float | None = Field(default=None, gt=0)
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError("address: is that of a Ray cluster; add kind: ray (--executor ray)")
+        if (self.gpus_per_trial or 1) > 1 and (
+            self.kind == "ray" or self.gpus_per_trial != int(self.gpus_per_trial or 1)
+        ):
+            raise ValueError(
+                "gpus_per_trial: above 1 it is a whole number, and of the GPUs of one machine (kind: local)"
+            )
+        if self.isolate == "none" and (self.kind == "ray" or self.trial_timeout or (self.workers or 1) > 1):
+            raise ValueError(
+                "isolate: none has no workers, no time limit and no cluster; take process, or leave it out"
+            )
+        return self
+
+
 class StudyConfig(_Section):
-    """Everything that decides what a study does.
+    """Everything that a study is told.
 
     Attributes:
         model: hub id or folder of a pretrained model.
@@ -180,6 +224,7 @@ class StudyConfig(_Section):
         storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
+        executor: see `ExecutorConfig`.
         dtype: of the frozen weights, as in ``from_pretrained``; ``None``: as in the checkpoint. Adapters and head are
             float32 in any case.
         device_map: as in ``from_pretrained``: ``auto``, a device, or a mapping of modules to devices.
@@ -210,6 +255,7 @@ class StudyConfig(_Section):
     storage: str | None = None
     training: TrainingConfig = TrainingConfig()
     final: FinalConfig = FinalConfig()
+    executor: ExecutorConfig = ExecutorConfig()
     dtype: Literal["float32", "bfloat16"] | None = None
     device_map: str | dict[str, int | str] | None = None
     quantization_config: dict[str, Any] | None = None
@@ -234,6 +280,10 @@ class StudyConfig(_Section):
     def to_mapping(self) -> dict[str, Any]:
         """Return nested plain data, JSON- and YAML-able; the inverse of `from_mapping`."""
         return self.model_dump(mode="json")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the numbers of a study, as plain data: all but the executor, which may change."""
+        return {key: value for key, value in self.to_mapping().items() if key != "executor"}
 
     def to_yaml(self) -> str:
         """Return the YAML form, which ``--config`` reads."""

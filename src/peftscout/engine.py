@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
 from peftscout.disk import disk_trouble_named, require_space
 from peftscout.errors import NothingFeasibleError, StudyError
+from peftscout.executors import Workplace, open_executor
+from peftscout.executors.work import loaded_for_good
 from peftscout.gates import WeightTraining
-from peftscout.ledger import Record, Stage
+from peftscout.ledger import Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome
-from peftscout.preparation import Prepared, encode_split, make_evaluators
+from peftscout.preparation import Prepared
 from peftscout.report.progress import Reporter
 from peftscout.report.summary import SupernetSpent, summarise
+from peftscout.runner import Runner
 from peftscout.strategies import make_strategy, with_fidelity
-from peftscout.strategies.base import Problem, Strategy
+from peftscout.strategies.base import Strategy
 from peftscout.study import Study
 from peftscout.tasks import Task, compute_metrics
-from peftscout.training.evaluator import Evaluator, save_adapter
 from peftscout.training.one_shot import SupernetInTraining, one_shot_factory
-from peftscout.training.stack_evaluator import capacity, evaluate_together
 
 FINAL_SEED = 10_000
 """Final seeds begin here plus 100 times the study's seed: never among those of the search."""
@@ -39,6 +39,8 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
     """Run or continue a study in ``folder`` and return its summary, which is also written there.
 
     Raises:
+        ConfigError: when the executor cannot do this study.
+        ExecutorError: when its workers cannot be started.
         StudyError: when the folder belongs to another study or process.
         DiskError: when there is no room, or none is left: the same call goes on later.
         NothingFeasibleError: when no trial ended with a score.
@@ -50,7 +52,14 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
 
 def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> dict[str, Any]:
     require_space(folder, needed - prepared.bytes_of_a_trial * len(list(folder.glob("trials/*/adapter"))))
-    with Study(folder, prepared.header(), prepared.config.storage) as study, reporter, loaded_for_good():
+    header = prepared.header()
+    here = Workplace(prepared, folder / "cache", stacks=prepared.config.time is None, note=reporter.note)
+    with (
+        closing(open_executor(prepared, header, folder, here, reporter)) as executor,
+        Study(folder, header, prepared.config.storage) as study,
+        reporter,
+        loaded_for_good(),
+    ):
         for note in prepared.task.notes:
             reporter.note(note)
         if prepared.earlier is not None:
@@ -59,10 +68,11 @@ def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> d
         for name, other in prepared.others.items():
             for note in other.task.notes:
                 reporter.note(f"{name}: {note}")
-        runner = Runner(study, make_evaluators(prepared, folder / "cache", reporter.note), reporter)
-        best, baseline = _search(prepared, runner)
+        runner = Runner(study, executor, prepared.backbone.model_map.sites, reporter)
+        supernet = SupernetHere(prepared, here, folder / "search", reporter)
+        best, baseline = _search(prepared, runner, supernet)
         best, baseline = _tune(prepared, runner, best, baseline)
-        comparison = _compare(prepared, runner, best, baseline)
+        comparison = _compare(prepared, runner, here, best, baseline)
         summary = summarise(
             prepared.config,
             prepared.task,
@@ -72,124 +82,63 @@ def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> d
             baseline=baseline,
             comparison=comparison,
             total=prepared.backbone.model_map.total,
-            supernet=runner.supernet,
+            supernet=supernet.spent,
             earlier=prepared.earlier,
         )
         study.write_summary(summary)
         return summary
 
 
-@contextmanager
-def loaded_for_good() -> Iterator[None]:
-    """Keep the garbage collector from going through everything that is loaded by now, after every trial."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-class Runner:
-    """Evaluates requests, each at most once in the life of a study.
+class SupernetHere:
+    """The supernet that a one-shot search trains: always in this process, whoever evaluates its results.
 
     Attributes:
-        evaluators: by `Evaluate.task`.
-        evaluator: that of the study's own task.
-        capacity: requests that are worth evaluating at once.
-        supernet: what the one-shot search took, once there was one.
+        spent: what it took, once there was one.
     """
 
-    def __init__(self, study: Study, evaluators: Mapping[str, Evaluator], reporter: Reporter) -> None:
-        self.study = study
-        self.evaluators = evaluators
-        self.evaluator = evaluators[""]
-        self.reporter = reporter
-        self.capacity = min(map(capacity, evaluators.values()))
-        self.supernet: SupernetSpent | None = None
-        self._best: float | None = None
+    def __init__(self, prepared: Prepared, here: Workplace, folder: Path, reporter: Reporter) -> None:
+        self._prepared, self._here, self._folder, self._reporter = prepared, here, folder, reporter
+        self.spent: SupernetSpent | None = None
 
-    def __call__(self, request: Evaluate, stage: Stage, keep: Callable[[Any, Path], None] | None = None) -> Record:
-        """Return the record of ``request``: from the ledger when it finished before, else after running it.
-
-        ``keep`` gets the model in its best state and the trial's folder, to keep more than the adapter.
-        """
-        if (known := self.study.ledger.recall(request)) is not None:
-            return self._told(known, recalled=True)
-        number, folder = self._start(request, stage)
-
-        def after(model: Any) -> None:
-            save_adapter(model, folder / "adapter")
-            if keep is not None:
-                keep(model, folder)
-
-        outcome = self.evaluators[request.task](request, after=after, progress=self.reporter.step)
-        self.study.finish(number, outcome)
-        return self._told(Record(number, stage, request, outcome), recalled=False)
-
-    def together(self, requests: Sequence[Evaluate], stage: Stage) -> list[Record]:
-        """Return the record of each of ``requests``; those of one task that have to be run share their passes."""
-        tasks = {request.task for request in requests}
-        if len(tasks) > 1:
-            parts = [self.together([r for r in requests if r.task == task], stage) for task in tasks]
-            records = {record.request.key: record for part in parts for record in part}
-            return [records[request.key] for request in requests]
-        asked = [request for request in requests if self.study.ledger.recall(request) is None]
-        if len(asked) < 2:
-            return [self(request, stage) for request in requests]
-        started = [self._start(request, stage) for request in asked]
-        outcomes = evaluate_together(
-            self.evaluators[asked[0].task],
-            asked,
-            after=lambda n, model: save_adapter(model, started[n][1] / "adapter"),
-            progress=self.reporter.step,
-        )
-        ran = {}
-        for request, (number, _), outcome in zip(asked, started, outcomes, strict=True):
-            self.study.finish(number, outcome)
-            ran[request.key] = self._told(Record(number, stage, request, outcome), recalled=False)
-        return [ran.get(request.key) or self(request, stage) for request in requests]
-
-    def _start(self, request: Evaluate, stage: Stage) -> tuple[int, Path]:
-        number = self.study.ledger.start(request, stage)
-        self.reporter.started(number, stage, request, request.plan.cost(self.evaluator.backbone.model_map.sites))
-        return number, self.study.fresh_trial_folder(number, request.plan)
-
-    def _told(self, record: Record, recalled: bool) -> Record:
-        score = None if record.outcome is None else record.outcome.score
-        if score is not None and record.stage != "final" and not record.request.task:
-            self._best = score if self._best is None else max(score, self._best)
-        self.reporter.finished(record, self._best, recalled)
-        return record
+    @contextmanager
+    def __call__(self, training: WeightTraining) -> Iterator[SupernetInTraining]:
+        """Open it; its search is kept in the study's folder."""
+        space, reporter = self._prepared.space, self._reporter
+        reporter.searching(len(space.choices), training.steps)
+        with one_shot_factory(self._here.evaluator, space, self._folder, reporter.step)(training) as one_shot:
+            yield one_shot
+            self.spent = SupernetSpent(one_shot.steps, one_shot.passes, one_shot.seconds)
 
 
-def _search(prepared: Prepared, runner: Runner) -> tuple[Record, Record]:
+def _search(prepared: Prepared, runner: Runner, supernet: SupernetHere) -> tuple[Record, Record]:
     """Trial 0 is the baseline; the strategy has the rest. Return the best record and the baseline's."""
-    config, problem = prepared.config, prepared.problem
+    config, problem = prepared.config, replace(prepared.problem, one_shot=supernet)
     later = evaluations_after_search(config)
     runner.reporter.planned(config.trials + later)
     request = Evaluate(problem.baseline, problem.fidelity, problem.seed, 1.0, prepared.baseline.label)
     strategy = with_fidelity(
-        prepared.multi_fidelity,
-        lambda p: make_strategy(config.strategy, p, config.strategy_options),
-        _with_supernet(problem, runner),
+        prepared.multi_fidelity, lambda p: make_strategy(config.strategy, p, config.strategy_options), problem
     )
-    records = [runner(request, "search")]
+    records = runner.run([request], "search")
     strategy.tell(request, _outcome(records[0]))
     noted: str | None = None
-    while not (_trials_are_up(prepared, records) or _time_is_up(runner, prepared, records)):
-        requests = strategy.ask(runner.capacity if config.time is None else 1)
-        noted = _noted(strategy, noted, runner.reporter)
-        if not requests:
+    while True:
+        if runner.room and not (_trials_are_up(prepared, records) or _time_is_up(prepared, runner, supernet, records)):
+            requests = strategy.ask(runner.room)
+            noted = _noted(strategy, noted, runner.reporter)
+            for request in requests:
+                _refuse_over_budget(request, prepared)
+            runner.submit(requests)
+            if requests and runner.room:
+                continue
+        if not runner.awaited:
             break
-        for request in requests:
-            _refuse_over_budget(request, prepared)
-        for record in runner.together(requests, "search"):
+        for record in runner.wait():
             records.append(record)
             strategy.tell(record.request, _outcome(record))
         noted = _noted(strategy, noted, runner.reporter)
     if (earlier := _best_observed(prepared, records)) is not None:
-        records += runner.together([earlier], "search")
+        records += runner.run([earlier], "search")
     runner.reporter.planned(len(records) + later)
     of_own_task = [r for r in records if not r.request.task]
     return _best_of([r for r in of_own_task if prepared.may_be_chosen(r.request.plan)]), records[0]
@@ -231,21 +180,6 @@ def _trials_are_up(prepared: Prepared, records: list[Record]) -> bool:
     return prepared.multi_fidelity is None and len(records) >= prepared.config.trials
 
 
-def _with_supernet(problem: Problem, runner: Runner) -> Problem:
-    """Let strategies that need one open a supernet, whose search is kept in the study's folder."""
-    folder = runner.study.folder / "search"
-    factory = one_shot_factory(runner.evaluator, problem.space, folder, runner.reporter.step)
-
-    @contextmanager
-    def opened(training: WeightTraining) -> Iterator[SupernetInTraining]:
-        runner.reporter.searching(len(problem.space.choices), training.steps)
-        with factory(training) as one_shot:
-            yield one_shot
-            runner.supernet = SupernetSpent(one_shot.steps, one_shot.passes, one_shot.seconds)
-
-    return replace(problem, one_shot=opened)
-
-
 def evaluations_after_search(config: StudyConfig) -> int:
     """Most evaluations that tuning and final comparison take: fewer when the baseline itself is the chosen plan."""
     final = config.final
@@ -264,7 +198,7 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
     def tuned(record: Record) -> Record:
         r = record.request
         others = [s for s in dict.fromkeys(prepared.config.final.lr_scales) if s != r.lr_scale]
-        tries = runner.together([replace(r, lr_scale=s) for s in others], "tune")
+        tries = runner.run([replace(r, lr_scale=s) for s in others], "tune")
         return _best_of([record, *tries]) if any(_outcome(r).done for r in (record, *tries)) else record
 
     best = tuned(best)
@@ -272,32 +206,35 @@ def _tune(prepared: Prepared, runner: Runner, best: Record, baseline: Record) ->
     return _best_of([best, baseline] if prepared.may_be_chosen(baseline.request.plan) else [best]), baseline
 
 
-def _compare(prepared: Prepared, runner: Runner, best: Record, baseline: Record) -> Comparison | None:
+def _compare(prepared: Prepared, runner: Runner, here: Workplace, best: Record, baseline: Record) -> Comparison | None:
     """Train both contenders with fresh seeds and compare them on the report split, which is read here and only here."""
     config, task = prepared.config, prepared.task
     if not config.final.seeds or not _outcome(baseline).done:
         return None
-    rows = encode_split(prepared, task.report.unlock(), runner.study.folder / "cache")
     searched = replace(prepared.fidelity, data_fraction=1.0)
     fidelity = Fidelity(config.final.steps) if config.final.steps else searched
-
-    def keep(model: Any, folder: Path) -> None:
-        save_file({"predictions": runner.evaluator.predict(model, rows)}, folder / "predictions.safetensors")
-
-    def predictions(contender: Record, seed: int) -> np.ndarray:
-        r = contender.request
-        record = runner(replace(r, fidelity=fidelity, seed=seed), "final", keep)
-        if record.outcome is None or not record.outcome.done:
-            state = "was interrupted" if record.outcome is None else f"{record.outcome.state}: {record.outcome.message}"
-            raise StudyError(
-                f"final trial {record.number} ({r.label}, seed {seed}) ended {state}: no comparison is possible"
-            )
-        return load_file(runner.study.finished_folder(record.number) / "predictions.safetensors")["predictions"]
-
     seeds = [FINAL_SEED + 100 * config.seed + i for i in range(config.final.seeds)]
-    ours = [predictions(best, seed) for seed in seeds]
-    theirs = ours if best.request.plan == baseline.request.plan else [predictions(baseline, seed) for seed in seeds]
-    return compare(ours, theirs, rows.references, _main_metric(task), seed=config.seed)
+    contenders = [best] if best.request.plan == baseline.request.plan else [best, baseline]
+    requests = [replace(c.request, fidelity=fidelity, seed=seed) for c in contenders for seed in seeds]
+    records = runner.run(requests, "final", predict=True)
+    predictions = [_predictions(runner.study, record) for record in records]
+    ours, theirs = predictions[: len(seeds)], predictions[-len(seeds) :]
+    return compare(ours, theirs, here.report_rows.references, _main_metric(task), seed=config.seed)
+
+
+def _predictions(study: Study, record: Record) -> np.ndarray:
+    """Return what a final trial predicts on the report split.
+
+    Raises:
+        StudyError: when it did not come to its end.
+    """
+    outcome = _outcome(record)
+    if not outcome.done:
+        raise StudyError(
+            f"final trial {record.number} ({record.request.label}, seed {record.request.seed}) ended {outcome.state}: "
+            f"{outcome.message}: no comparison is possible"
+        )
+    return load_file(study.finished_folder(record.number) / "predictions.safetensors")["predictions"]
 
 
 def _main_metric(task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -338,7 +275,9 @@ def _refuse_over_budget(request: Evaluate, prepared: Prepared) -> None:
         )
 
 
-def _time_is_up(runner: Runner, prepared: Prepared, records: list[Record]) -> bool:
-    allowed = prepared.config.time
-    spent = sum(r.outcome.seconds for r in records if r.outcome is not None)
-    return allowed is not None and spent + (runner.supernet.seconds if runner.supernet else 0.0) >= allowed
+def _time_is_up(prepared: Prepared, runner: Runner, supernet: SupernetHere, records: list[Record]) -> bool:
+    """Whether the time was spent, by the ledger: workers side by side spend theirs at once."""
+    if (allowed := prepared.config.time) is None:
+        return False
+    spent = sum(r.outcome.seconds for r in records if r.outcome is not None) / runner.workers
+    return spent + (supernet.spent.seconds if supernet.spent else 0.0) >= allowed

@@ -58,6 +58,10 @@ class SupernetMemoryError(SupernetError):
     """A supernet that does not fit into memory."""
 
 
+class ExecutorError(PeftscoutError):
+    """Workers that cannot be started, or cannot do the work of this study. What is finished stays finished."""
+
+
 class NothingFeasibleError(StudyError):
     """A search that ended without a single trial that has a score. The command line exits with 2."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from peftscout.config import StudyConfig
 from peftscout.engine import evaluations_after_search
 from peftscout.errors import StudyError
 from peftscout.gates import Gates, Kept, Step, WeightTraining
@@ -73,8 +75,17 @@ def dry_run(prepared: Prepared) -> dict[str, Any]:
         "seconds_per_step": per_step,
         "supernet": supernet,
         "from_study": None if prepared.earlier is None else prepared.earlier.note,
-        "seconds": evaluations * of_evaluation + of_supernet,
+        "seconds": one_after_the_other(config) * of_evaluation + of_supernet,
     }
+
+
+def one_after_the_other(config: StudyConfig) -> int:
+    """Return how many evaluations follow each other, as far as workers are numbered: the others run beside them.
+
+    The baseline is evaluated before all others.
+    """
+    workers = config.executor.workers or 1
+    return 1 + math.ceil((config.trials - 1) / workers) + math.ceil(evaluations_after_search(config) / workers)
 
 
 def _probe_supernet(prepared: Prepared, evaluator: Evaluator, folder: Path, baseline: Outcome) -> dict[str, Any] | None:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from peftscout.database import database_url, shown
 from peftscout.errors import StudyError
 from peftscout.outcome import Evaluate, Outcome, State
 from peftscout.seal import sealed, unsealed
@@ -44,6 +45,8 @@ class Record:
         stage: ``search``; ``tune`` (learning rate of the two contenders); ``final`` (comparison on the report split).
         request: what was asked.
         outcome: ``None`` while it runs, or when it was interrupted.
+        told: outcomes that the strategy had been told when it asked for this; ``None``: it was not the strategy.
+        finished: outcomes that were recorded before this one: the order of completion.
         files: of its folder, with their SHA-256, when it ended; empty in ledgers of before they were written down.
     """
 
@@ -51,6 +54,8 @@ class Record:
     stage: Stage
     request: Evaluate
     outcome: Outcome | None
+    told: int | None = None
+    finished: int | None = None
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -58,8 +63,15 @@ class Ledger:
     """Append-only record of evaluations in any Optuna storage."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._records = {t.number: _record(t) for t in self._trials()}
+        self._study, self._storage = study, study._storage
+        self._records: dict[int, Record] = {}
+        self._ids: dict[int, int] = {}
+        self._ended: dict[str, int] = {}
+        self._open: dict[tuple[Stage, str], int] = {}
+        self._free: list[FrozenTrial] | None = None
+        for trial in self._trials():
+            self._take(_record(trial), trial._trial_id)
+        self._finished = len(self._ended)
 
     @classmethod
     def at(cls, place: Path | str, *, name: str = STUDY_NAME, of: str = "") -> Ledger:
@@ -107,35 +119,78 @@ class Ledger:
 
     def recall(self, request: Evaluate) -> Record | None:
         """Return the finished record of an equal request, whatever its stage."""
-        return next((r for r in self.records() if r.outcome is not None and r.request.key == request.key), None)
+        number = self._ended.get(request.key)
+        return None if number is None else self._records[number]
 
-    def start(self, request: Evaluate, stage: Stage) -> int:
-        """Write down that ``request`` is about to run; an interrupted equal request keeps its number."""
-        for record in self.records():
-            if record.outcome is None and record.stage == stage and record.request.key == request.key:
-                return record.number
-        trial = self._unused() or self._study.ask()
-        trial.set_user_attr("plan", str(request.plan))
-        trial.set_user_attr("label", request.label)
-        trial.set_user_attr("stage", stage)
-        trial.set_user_attr("request", sealed(request.to_json(), [trial.number, stage]))
-        self._records[trial.number] = Record(trial.number, stage, request, None)
-        return trial.number
+    def record(self, number: int) -> Record:
+        """Return the record of a trial."""
+        return self._records[number]
+
+    def start(self, request: Evaluate, stage: Stage, told: int | None = None) -> int:
+        """Write down that ``request`` is about to run; an interrupted equal request keeps its number.
+
+        ``told`` is how many outcomes the strategy knew that asked for it.
+        """
+        if (interrupted := self._open.get((stage, request.key))) is not None:
+            return interrupted
+        attributes: dict[str, Any] = {"plan": str(request.plan), "label": request.label, "stage": stage}
+        if told is not None:
+            attributes["told"] = told
+        attributes["request"] = sealed(request.to_json(), [stage, told])
+        number, trial_id = self._new_trial(attributes)
+        self._take(Record(number, stage, request, None, told), trial_id)
+        return number
 
     def finish(self, number: int, outcome: Outcome, files: Mapping[str, str] | None = None) -> None:
         """Write down what became of a started request, and what its folder holds."""
-        trial = next(t for t in self._trials() if t.number == number)
-        live = optuna.trial.Trial(self._study, trial._trial_id)
-        kept = dict(files or {})
-        content = {**outcome.to_json(), "files": kept}
-        live.set_user_attr("cost", outcome.cost)
-        live.set_user_attr("outcome", sealed(content, [number, self._records[number].request.key]))
-        self._tell(number, outcome)
-        self._records[number] = replace(self._records[number], outcome=outcome, files=kept)
+        ended = replace(self._records[number], outcome=outcome, finished=self._finished, files=dict(files or {}))
+        content = {**outcome.to_json(), "files": ended.files}
+        attributes = {
+            "cost": outcome.cost,
+            "finished": self._finished,
+            "outcome": sealed(content, [number, ended.request.key, self._finished]),
+        }
+        with self._one_write():
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(self._ids[number], name, value)
+            self._tell(number, outcome)
+        self._take(ended, self._ids[number])
+        self._finished += 1
+
+    @contextmanager
+    def _one_write(self) -> Iterator[None]:
+        """Let a journal file have what is written inside in one piece: a disk that takes its time takes it once."""
+        backend = getattr(self._storage, "_backend", None)
+        with backend.one_write() if isinstance(backend, JournalFile) else nullcontext():
+            yield
+
+    def _take(self, record: Record, trial_id: int) -> None:
+        """Keep a record, new or changed, where it is found again without going through all of them."""
+        self._records[record.number], self._ids[record.number] = record, trial_id
+        place = record.stage, record.request.key
+        if record.outcome is None:
+            self._open.setdefault(place, record.number)
+        else:
+            self._open.pop(place, None)
+            self._ended.setdefault(record.request.key, record.number)
+
+    def _new_trial(self, attributes: dict[str, Any]) -> tuple[int, int]:
+        """Write a running trial in one piece; return its number and Optuna's id.
+
+        One that a crash left between Optuna's own record and ours, as older versions could, is used first.
+        """
+        if (unused := self._unused()) is not None:
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(unused._trial_id, name, value)
+            return unused.number, unused._trial_id
+        trial = optuna.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        trial_id = self._storage.create_new_trial(self._study._study_id, trial)
+        return self._storage.get_trial_number_from_id(trial_id), trial_id
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         state = _OPTUNA_STATE.get(outcome.state, TrialState.FAIL)
-        self._study.tell(number, outcome.score if outcome.done else None, state=state)
+        values = None if outcome.score is None else [outcome.score]
+        self._storage.set_trial_state_values(self._ids[number], state, values)
 
     def _complete_half_told(self) -> None:
         """Finish what a crash left between the outcome and Optuna's own state."""
@@ -148,11 +203,38 @@ class Ledger:
     def _trials(self) -> Iterator[FrozenTrial]:
         return (t for t in self._study.get_trials(deepcopy=False) if "request" in t.user_attrs)
 
-    def _unused(self) -> optuna.trial.Trial | None:
-        """A trial that a crash left between Optuna's own record and ours: it was never started, its number is free."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        free = next((t for t in running if "request" not in t.user_attrs), None)
-        return None if free is None else optuna.trial.Trial(self._study, free._trial_id)
+    def _unused(self) -> FrozenTrial | None:
+        """Return a trial that was never started: its number is free. Looked for once, as no new ones come up."""
+        if self._free is None:
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            self._free = [trial for trial in running if "request" not in trial.user_attrs]
+        return self._free.pop(0) if self._free else None
+
+
+class JournalFile(JournalFileBackend):
+    """Optuna's journal file; several of its records can be written in one piece."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._held: list[dict[str, Any]] | None = None
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records, or hold them back inside of `one_write`."""
+        if self._held is None:
+            super().append_logs(logs)
+        else:
+            self._held += logs
+
+    @contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Hold back what is appended inside, and append all of it at the end; nothing where the inside fails."""
+        self._held = []
+        try:
+            yield
+            held = self._held
+        finally:
+            self._held = None
+        super().append_logs(held)
 
 
 def _record(trial: FrozenTrial) -> Record:
@@ -163,13 +245,13 @@ def _record(trial: FrozenTrial) -> Record:
     """
     attributes, number = trial.user_attrs, trial.number
     try:
-        stage = attributes["stage"]
-        request = Evaluate.from_json(unsealed(attributes["request"], [number, stage]))
+        stage, told, finished = attributes["stage"], attributes.get("told"), attributes.get("finished")
+        request = Evaluate.from_json(unsealed(attributes["request"], [stage, told]))
         if "outcome" not in attributes:
-            return Record(number, stage, request, None)
-        content = unsealed(attributes["outcome"], [number, request.key])
+            return Record(number, stage, request, None, told)
+        content = unsealed(attributes["outcome"], [number, request.key, finished])
         files = content.pop("files", {})
-        return Record(number, stage, request, Outcome.from_json(content), files)
+        return Record(number, stage, request, Outcome.from_json(content), told, finished, files)
     except Exception as error:
         raise StudyError(f"the record of trial {number} cannot be read: {error}; {_RESTORE}") from None
 
@@ -177,8 +259,8 @@ def _record(trial: FrozenTrial) -> Record:
 def _storage(place: Path | str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(place, Path):
-        return JournalStorage(JournalFileBackend(str(place.absolute())))  # its lock is a link to this path
-    return RDBStorage(place)
+        return JournalStorage(JournalFile(str(place.absolute())))  # its lock is a link to this path
+    return RDBStorage(database_url(place).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
 
 
 _RESTORE = "put the file back from a copy, or search in another --study folder"
@@ -190,8 +272,8 @@ def _as_study_error(place: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise StudyError(f"ledger {place}: cannot be opened: {reason}") from error
+        named = place if isinstance(place, Path) else shown(place)
+        raise StudyError(f"ledger {named}: cannot be opened: {str(error) or type(error).__name__}") from error
 
 
 def _refuse_other_study(study: optuna.Study, of: str) -> None:

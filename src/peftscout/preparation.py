@@ -60,6 +60,14 @@ class Prepared:
     earlier: Earlier | None = None
     own_training: OwnTraining | None = None
     others: Mapping[str, Prepared] = field(default_factory=dict)
+    in_memory: bool = False
+
+    @property
+    def tied_to_this_process(self) -> str:
+        """Why no other process can prepare the same, in words; empty when one can."""
+        if self.own_training is not None:
+            return "a training of your own is a function of this process"
+        return "the data are in the memory of this process; write them to files" if self.in_memory else ""
 
     @property
     def problem(self) -> Problem:
@@ -105,7 +113,7 @@ class Prepared:
         data = self.task.manifest()
         if self.others:
             data |= {"also": {name: other.task.manifest() for name, other in self.others.items()}}
-        return Header(self.config.to_mapping(), data, model, versions(), self.arithmetic.to_json())
+        return Header(self.config.deciding(), data, model, versions(), self.arithmetic.to_json())
 
     def continuing(self, folder: Path) -> Prepared:
         """Return this with what the study in ``folder`` began with: its arithmetic, if there is one and the config
@@ -197,6 +205,7 @@ def prepare(config: StudyConfig, dataset: Any = None, own_training: OwnTraining 
         arithmetic,
         own_training=own_training,
         others=_further_tasks(config, task.name, model_map.sites),
+        in_memory=dataset is not None,
     )
 
 
@@ -238,6 +247,7 @@ def make_evaluator(prepared: Prepared, cache: Path, note: Callable[[str], None] 
         evaluations=t.evaluations,
         backbone_dropout=t.backbone_dropout,
         shortcuts=t.shortcuts,
+        packing=t.packing,
         cache_bytes=t.cache_bytes,
         arithmetic=prepared.arithmetic,
     )

@@ -5,6 +5,7 @@ STUDY/
   study.json        what decides the study: config, data manifest, model fingerprint, versions (written once, sealed)
   ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
   trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.safetensors for the final comparison
+  workers/N.log     what the N-th worker process printed, where there are any
   cache/            token ids
   summary.json      written at the end, sealed
   lock              held while a process works in the folder
@@ -17,14 +18,16 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from peftscout.config import StudyConfig, config_diff
+from peftscout.database import WriteLock
 from peftscout.errors import ConfigError, StudyError
 from peftscout.ledger import Ledger, Record
 from peftscout.outcome import Outcome
@@ -33,6 +36,9 @@ from peftscout.seal import KEY, BrokenSealError, first_difference, folder_digest
 
 SCHEMA = 1
 """Version of ``study.json`` and ``summary.json``."""
+
+_MADE = (".safetensors", ".json", ".md")
+"""Endings of the files of a trial."""
 
 _VERSIONED = ("peftscout", "torch", "transformers", "peft")
 
@@ -102,6 +108,8 @@ class Study:
         self.header = header
         self._storage = storage
         self._lock = FileLock(folder / "lock", blocking=False)
+        self._database: WriteLock | None = None
+        self._taken_back = ExitStack()
         self.ledger: Ledger
 
     def __enter__(self) -> Self:
@@ -114,20 +122,21 @@ class Study:
             raise StudyError(
                 f"{self.folder}: {holder} is working in it; wait for it, or choose another --study"
             ) from None
-        try:
+        with ExitStack() as taken_back:
+            taken_back.callback(self._lock.release)
             (self.folder / "lock.holder").write_text(f"process {os.getpid()}")
             self._write_or_compare_header()
+            if self._storage is not None:
+                self._database = taken_back.enter_context(WriteLock(self._storage, self._ledger_name()))
             place = self._storage or self.folder / "ledger.journal"
             self.ledger = Ledger.at(place, name=self._ledger_name(), of=_seal_of_header(self.folder))
             _refuse_lost_records(self.folder, self.ledger.records())
-        except BaseException:
-            self._lock.release()
-            raise
+            self._taken_back = taken_back.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         (self.folder / "lock.holder").unlink(missing_ok=True)
-        self._lock.release()
+        self._taken_back.close()
 
     def _ledger_name(self) -> str:
         return "peftscout" if self._storage is None else self.folder.resolve().name
@@ -172,8 +181,25 @@ class Study:
         write_json(folder / "plan.json", plan.to_json())
         return folder
 
+    def accept(self, number: int, staging: Path, files: Mapping[str, bytes]) -> None:
+        """Move what a try of a trial made from ``staging``, or from ``files``, into the trial's folder.
+
+        Raises:
+            StudyError: when a file would land elsewhere, or is of a kind that no trial makes.
+        """
+        for name, data in files.items():
+            _write_file(staging, name, data)
+        folder = self.trial_folder(number)
+        if staging.is_dir():
+            for made in staging.iterdir():
+                made.replace(folder / made.name)
+        for tried in folder.glob("attempt-*"):
+            shutil.rmtree(tried, ignore_errors=True)
+
     def finish(self, number: int, outcome: Outcome) -> None:
         """Write the outcome of a trial: first beside its adapter, then, as the last word, into the ledger."""
+        if self._database is not None:
+            self._database.check()
         folder = self.trial_folder(number)
         write_json(folder / "outcome.json", outcome.to_json())
         self.ledger.finish(number, outcome, folder_digests(folder))
@@ -188,13 +214,13 @@ class Study:
         Raises:
             StudyError: when one of them is not what the trial wrote.
         """
-        return check_files(self.folder, next(r for r in self.ledger.records() if r.number == number))
+        return check_files(self.folder, self.ledger.record(number))
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with what it says nothing of, as there was no such option yet, as it is by default."""
     try:
-        return StudyConfig.from_mapping(config).to_mapping()
+        return StudyConfig.from_mapping(config).deciding()
     except ConfigError:
         return config
 
@@ -307,6 +333,19 @@ def write_json(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def is_made_by_trials(name: str) -> bool:
+    """Whether a file that a worker sends may be written below a trial's folder: no path out of it, nothing unknown."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.suffix in _MADE
+
+
+def _write_file(folder: Path, name: str, data: bytes) -> None:
+    if not is_made_by_trials(name):
+        raise StudyError(f"{name!r}: a worker sent what no trial makes")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
 
 
 def _read_text(path: Path) -> str | None:

@@ -111,7 +111,7 @@ def test_a_disk_that_fails_at_any_write_costs_no_finished_trial(name, number, re
 
     monkeypatch.setattr(os, "fsync", failing)
     for n in range(40):
-        left[0] = 2 + 3 * n
+        left[0] = 1 + 2 * n
         if ended := not fails(study.prepared, folder):
             break
         failed += 1

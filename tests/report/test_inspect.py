@@ -126,7 +126,7 @@ def test_layers_that_differ_have_rows_of_their_own() -> None:
 def test_what_is_left_out_is_said() -> None:
     printed = text(of_config("mixtral"))
     assert "Left out:" in printed
-    assert "- layers.0-31: mlp: mixture of experts: routed experts are not sites, no FFN sublayer" in printed
+    assert "- layers.0-31: mlp: mixture of experts: each would need its own op: not sites, no FFN sublayer" in printed
     assert "Left out:" not in text(of_config("llama"))
 
 

@@ -106,6 +106,40 @@ class StrategyContract:
                 strategy.tell(request, flaky(p, request))
             assert replayed == whole[: len(replayed)]
 
+    def test_outcomes_in_any_order_are_replayed_from_the_ledger(self):
+        """What was asked for, after how many outcomes, and their order are enough: questions in vain leave no trace."""
+        p = problem(trials=9)
+        live, course = type(self).factory(p), list[Evaluate | int]()
+        first = Evaluate(p.baseline, p.fidelity, p.seed)
+        live.tell(first, flaky(p, first))
+        running, rng = list[Evaluate](), np.random.default_rng(0)
+        while True:
+            asked = list(live.ask(3 - len(running))) if len(running) < 3 else []
+            course += asked
+            running += asked
+            if not running or len(course) > 60:
+                break
+            ended = int(rng.integers(len(running)))
+            live.tell(running[ended], flaky(p, running[ended]))
+            course.append(ended)
+            del running[ended]
+        assert any(isinstance(step, Evaluate) for step in course)
+        again = type(self).factory(p)
+        again.tell(first, flaky(p, first))
+        running, place = [], 0
+        while place < len(course):
+            step = course[place]
+            if isinstance(step, int):
+                request = running.pop(step)
+                again.tell(request, flaky(p, request))
+                place += 1
+                continue
+            at_once = [s for s in course[place:] if not isinstance(s, int)]
+            end = next((n for n, s in enumerate(course[place:]) if isinstance(s, int)), len(at_once))
+            assert list(again.ask(end)) == course[place : place + end]
+            running += course[place : place + end]  # type: ignore[arg-type]
+            place += end
+
     def test_failed_diverged_and_pruned_outcomes_do_not_stop_it(self):
         assert len(self.run(problem(trials=15), flaky)) > 1
         assert len(self.run(problem(trials=6), failing)) > 1

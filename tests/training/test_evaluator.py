@@ -421,3 +421,23 @@ def test_an_initial_state_of_another_plan_is_refused(make, tmp_path):
     outcome = evaluator(Evaluate(LORA, Fidelity(2), 0, initial=name))
     assert outcome.state is State.INFEASIBLE
     assert "of different plans" in outcome.message
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(make, parts):
+    """Half the rows in a pass, twice the passes in a step: the same training, up to rounding."""
+    evaluator, request = make(), Evaluate(MIXED, Fidelity(6), 0)
+    states = []
+
+    def keep(model) -> None:
+        states.append({name: tensor.clone() for name, tensor in tuner.trainable_state(model).items()})
+
+    whole = evaluator(request, after=keep)
+    with evaluator.in_micro_batches(parts):
+        assert evaluator.settings.eval_batch_size == 128 // parts
+        divided = evaluator(request, after=keep)
+    assert evaluator.settings.micro_batches == 1
+    assert (divided.state, divided.steps, divided.passes) == (whole.state, whole.steps, whole.passes)
+    assert divided.curve[-1][1] == pytest.approx(whole.curve[-1][1], rel=1e-4)
+    for name, tensor in states[0].items():
+        assert torch.allclose(states[1][name], tensor, atol=2e-4), name

@@ -13,6 +13,7 @@ from peftscout.tasks.row_statistics import COLUMNS, column, statistics
 from peftscout.tasks.sequences import IGNORED
 from peftscout.training.objectives.causal import ChoiceLikelihood, Completions
 from peftscout.training.objectives.likelihood import scored, shift_right, sums
+from peftscout.training.objectives.pooled import Classes, Numbers
 from peftscout.training.objectives.seq2seq import DecoderStart, GeneratedText, LabelTexts, TextToText
 from peftscout.training.objectives.tagging import Tags
 from peftscout.training.trial import DivergedError
@@ -216,3 +217,21 @@ def test_metrics_of_statistics_are_sums_over_the_rows_at_hand():
 def test_perplexity_of_a_hopeless_model_is_a_finite_number():
     of = statistics(1, nll=[1e6], tokens=[1])
     assert np.isfinite(compute_metrics(("neg_perplexity",), of, np.zeros(1))["neg_perplexity"])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_the_losses_of_parts_weighted_make_the_loss_of_the_whole(cut):
+    """What micro-batches and several processes rest on: rows for classes, tokens for texts."""
+    torch.manual_seed(0)
+    logits, classes = torch.randn(8, 3), torch.randint(3, (8,))
+    numbers, values = torch.randn(8, 1), torch.randn(8)
+    summed = torch.stack([torch.rand(8) * 9, torch.randint(1, 9, (8,)).float()], 1)
+    for objective, outputs, targets in [
+        (Classes(("accuracy",)), logits, classes),
+        (Numbers(("pearson",)), numbers, values),
+        (Completions(("perplexity",)), summed, summed),
+    ]:
+        whole = objective.loss(outputs, targets) * objective.weight(outputs, targets)
+        parts = [(outputs[:cut], targets[:cut]), (outputs[cut:], targets[cut:])]
+        assert torch.allclose(sum(objective.loss(*p) * objective.weight(*p) for p in parts), whole)
+        assert sum(objective.weight(*p) for p in parts) == objective.weight(outputs, targets)

@@ -145,7 +145,7 @@ def assign(block: Block, hidden: int, overrides: Overrides) -> BlockRoles:
     dense = any(own.part == "ffn" for own in found.values())
     skipped = [(path, "linear-attention or state-space mixer: not a site") for path in regions.mixers]
     skipped += [
-        (path, "mixture of experts: routed experts are not sites" + ("" if dense else ", no FFN sublayer"))
+        (path, "mixture of experts: each would need its own op: not sites" + ("" if dense else ", no FFN sublayer"))
         for path in regions.mixtures
     ]
     skipped += [(path, verdict.why) for path, verdict in verdicts.items() if isinstance(verdict, _Skipped)]

@@ -72,7 +72,9 @@ class Strategy(Protocol):
         """Return up to ``capacity`` requests that were never asked before.
 
         Empty means: nothing more to ask until an outcome is told, or, when none is pending, finished.
-        Every plan is within the budget and none is empty. ``Evaluate.key`` never repeats.
+        Every plan is within the budget and none is empty. ``Evaluate.key`` never repeats. While outcomes are pending,
+        asking for several is asking for one after the other, and a question in vain changes nothing: so what was asked
+        for, after how many outcomes, and the order of these are all that a replay needs.
         """
         ...
 

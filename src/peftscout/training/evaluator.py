@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,17 @@ class Evaluator:
         return done(run, cost, time.perf_counter() - started, memory.peak)
 
     @contextmanager
+    def in_micro_batches(self, parts: int) -> Iterator[None]:
+        """Divide every pass into so many: less memory for the same training. The batch of a step stays what it is."""
+        whole = self.settings
+        smaller = max(1, whole.eval_batch_size // parts)
+        self.settings = replace(whole, micro_batches=parts, eval_batch_size=smaller)
+        try:
+            yield
+        finally:
+            self.settings = whole
+
+    @contextmanager
     def adapted(self, plan: Plan, seed: int) -> Iterator[Any]:
         """Give the model with ``plan`` built in and checked; the backbone is given back bit-identical at the end.
 
@@ -200,19 +211,25 @@ class Evaluator:
     @contextmanager
     def _forward(self, model: Any, request: Evaluate, trial: Trial) -> Iterator[Forward]:
         """Give what passes rows through ``model``, with every shortcut that its plan allows."""
-        activations, position = None, None
+        activations, position, packs = None, None, False
         if self.shortcuts_allowed:
             batch = self.check_batch()
             entrance = self.shortcuts.entrance(model, request.plan, batch) if self.still else None
             activations = self.shortcuts.activations(model, entrance, self.visited(trial))
             position = self.shortcuts.position(model, request.plan, batch)
+            packs = self.packing_allowed and self.shortcuts.packs(model, request.plan, self.data.train)
         with nullcontext() if position is None else one_row(model, self.backbone.model_map, position):
-            yield Forward(model, self.make_batch, self.device, activations)
+            yield Forward(model, self.make_batch, self.device, activations, packs)
 
     @property
     def shortcuts_allowed(self) -> bool:
         """Whether it may be tested what need not be computed."""
         return self.settings.shortcuts and not self.objective.no_shortcuts
+
+    @property
+    def packing_allowed(self) -> bool:
+        """Whether it may be tested that rows share sequences in training; dropout would draw other masks then."""
+        return self.settings.packing and self.settings.backbone_dropout == "off" and self.objective.packs
 
     @property
     def still(self) -> bool:

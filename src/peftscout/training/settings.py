@@ -14,6 +14,7 @@ class TrainingSettings:
     """See `peftscout.config.TrainingConfig` for the meaning and the defaults of each field.
 
     Attributes:
+        micro_batches: passes that an optimiser step is divided into; its gradient is that of the whole batch.
         arithmetic: chosen from the configured precision and the machine, see `peftscout.training.arithmetic.choose`.
     """
 
@@ -26,5 +27,7 @@ class TrainingSettings:
     evaluations: int = 2
     backbone_dropout: BackboneDropout = "off"
     shortcuts: bool = True
+    packing: bool = True
     cache_bytes: int = 4_000_000_000
+    micro_batches: int = 1
     arithmetic: Arithmetic = FP32

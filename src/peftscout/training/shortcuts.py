@@ -1,7 +1,8 @@
 """What an evaluator does not compute because it is known or never read: tested on the model at hand before it is used.
 
-Two shortcuts, both exact up to rounding: the blocks below the lowest tuned one are entered with stored activations
-(`frozen_prefix`), and a last block of which the head reads one position computes that row only (`one_row`).
+Three shortcuts, all exact up to rounding: the blocks below the lowest tuned one are entered with stored activations
+(`frozen_prefix`), a last block of which the head reads one position computes that row only (`one_row`), and rows for a
+decoder share sequences where that saves padding (`packing`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from peftscout.training.forward import Activations
 from peftscout.training.frozen_prefix import Entrance, FrozenPrefix, frozen_prefix, prefix_activations
 from peftscout.training.one_row import Position
 from peftscout.training.one_row_check import Reading, find_one_row
+from peftscout.training.packing_check import why_not_packed
 
 Batch = Mapping[str, Tensor]
 Note = Callable[[str], None]
@@ -57,6 +59,7 @@ class Shortcuts:
         self._note = note
         self._noted: set[str] = set()
         self._readings: dict[frozenset[tuple[str, str]], Reading] = {}
+        self._packs: dict[frozenset[tuple[str, str]], str] = {}
         self._entrances: dict[FrozenPrefix, Entrance | str] = {}
         self._subsets: dict[tuple[Encoded, bytes], tuple[Encoded, str]] = {}
 
@@ -84,6 +87,22 @@ class Shortcuts:
             if reading.position is None:
                 self._say(f"the last block computes every row: {reading.reason}")
         return self._readings[kind].position
+
+    def packs(self, model: Any, plan: Plan, rows: Encoded) -> bool:
+        """Return whether rows may share sequences under ``plan`` (see `packing`).
+
+        As with `position`, on the longest of ``rows``: until each (kind of site, op) was there when the test held.
+        """
+        sites = self._backbone.model_map.sites
+        kind = frozenset((sites[placement.site].kind, placement.op) for placement in plan)
+        if kind not in self._packs:
+            held = [known for known, reason in self._packs.items() if not reason]
+            if held and kind <= frozenset().union(*held):
+                return True
+            self._packs[kind] = why_not_packed(model, rows.features[int(rows.lengths.argmax())]["input_ids"])
+            if reason := self._packs[kind]:
+                self._say(f"rows are padded, not packed: {reason}")
+        return not self._packs[kind]
 
     def entrance(self, model: Any, plan: Plan, batch: Batch) -> Entrance | None:
         """Return where ``model`` may be entered above what ``plan`` leaves frozen; ``None``: nowhere. As `position`."""

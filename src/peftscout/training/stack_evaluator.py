@@ -144,10 +144,11 @@ def _forward(evaluator: Evaluator, stack: Stack, trials: dict[int, Trial]) -> It
     if not evaluator.shortcuts_allowed:
         yield StackForward(stack, evaluator.make_batch, evaluator.device)
         return
-    positions = set()
+    positions, packs = set(), evaluator.packing_allowed
     for slot, plan in enumerate(stack.plans):
         with stack.alone(slot) as model:
             positions.add(shortcuts.position(model, plan, batch))
+            packs = packs and shortcuts.packs(model, plan, evaluator.data.train)
     with stack.alone(0) as model:
         entrance = shortcuts.entrance(model, union(stack.plans), batch) if evaluator.still else None
     visited = {trial: evaluator.visited(trial) for trial in trials.values()}
@@ -157,7 +158,7 @@ def _forward(evaluator: Evaluator, stack: Stack, trials: dict[int, Trial]) -> It
         activations = shortcuts.activations(bare(stack.model), entrance, next(iter(visited.values())))
     position = positions.pop() if len(positions) == 1 else None
     with nullcontext() if position is None else one_row(stack.model, evaluator.backbone.model_map, position):
-        yield StackForward(stack, evaluator.make_batch, evaluator.device, entrance, activations)
+        yield StackForward(stack, evaluator.make_batch, evaluator.device, entrance, activations, packs)
 
 
 def _finish(evaluator: Evaluator, request: Evaluate, trial: Trial, after: Callable[[Any], None]) -> Exception | None:

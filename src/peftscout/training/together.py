@@ -12,12 +12,13 @@ from torch import Tensor
 
 from peftscout.stacked import Stack
 from peftscout.tasks import Encoded, compute_metrics
-from peftscout.training.batches import BatchMaker, evaluation_order
+from peftscout.training.batches import BatchMaker, evaluation_order, padded_width
 from peftscout.training.device import Device
 from peftscout.training.forward import Activations, token_count
 from peftscout.training.frozen_prefix import Entrance, bare, entered_at, run_prefix
 from peftscout.training.loop import Progress
 from peftscout.training.objectives import Batch, Objective, Pass
+from peftscout.training.packing import NO_CACHE, Packing, pack
 from peftscout.training.scoring import in_order
 from peftscout.training.trial import DivergedError, RandomStream, Trial
 
@@ -36,6 +37,7 @@ class StackForward:
         device: with its arithmetic.
         entrance: where the model may be entered above what no plan of the stack tunes.
         activations: stored ones for there.
+        packs: whether rows may share sequences in passes for the loss.
     """
 
     def __init__(
@@ -45,23 +47,32 @@ class StackForward:
         device: Device,
         entrance: Entrance | None = None,
         activations: Activations | None = None,
+        packs: bool = False,
     ) -> None:
-        self.stack, self.device = stack, device
+        self.stack, self.device, self.packs = stack, device, packs
         self._make_batch, self._entrance, self._activations = make_batch, entrance, activations
 
-    def __call__(self, parts: Sequence[Part], compute: Callable[[Any, Batch], Pass]) -> list[Pass]:
-        """Return what ``compute``, a pass of an `Objective`, gives each live slot for its part."""
+    def __call__(
+        self, parts: Sequence[Part], compute: Callable[[Any, Batch], Pass], *, for_loss: bool = False
+    ) -> list[Pass]:
+        """Return what ``compute``, a pass of an `Objective`, gives each live slot for its part.
+
+        ``for_loss``: it is the training pass, whose outputs need not be by row.
+        """
         most = max(len(indices) for _, indices in parts)
         filled = [(rows, np.concatenate([own, np.full(most - len(own), own[0])])) for rows, own in parts]
         rows, indices = filled[0]
         alike = all(other is rows and np.array_equal(own, indices) for other, own in filled[1:])
-        batch = self.device.put(self._padded(filled[:1] if alike else filled))
-        hidden = self._hidden(filled[:1] if alike else filled, batch, alike)
+        once = slice(1 if alike else None)
+        packing = self._packing(parts[once], most) if self.packs and for_loss else None
+        padded = self._padded(filled[once])
+        batch = self.device.put(padded if packing is None else packing.batch(padded))
+        hidden = self._hidden(filled[once], batch, packing, alike)
         if alike:
             batch = {name: torch.cat([tensor] * len(parts)) for name, tensor in batch.items()}
             hidden = None if hidden is None else torch.cat([hidden] * len(parts))
         with self.device.autocast(), self._entered(hidden):
-            outputs, targets = compute(self.stack.model, batch)
+            outputs, targets = compute(self.stack.model, {**batch, **_told(packing)})
         split = zip(self.stack.split(outputs), self.stack.split(targets), parts, strict=True)
         return [(own[: len(part[1])], its[: len(part[1])]) for own, its, part in split]
 
@@ -69,17 +80,23 @@ class StackForward:
         features = [rows.features[i] for rows, indices in parts for i in indices]
         return self._make_batch(features, np.concatenate([rows.references[indices] for rows, indices in parts]))
 
-    def _hidden(self, parts: Sequence[Part], batch: Mapping[str, Tensor], alike: bool) -> Tensor | None:
+    def _packing(self, parts: Sequence[Part], most: int) -> Packing | None:
+        lengths = [rows.lengths[indices].tolist() for rows, indices in parts]
+        return pack(lengths, padded_width(max(map(max, lengths))), most)
+
+    def _hidden(
+        self, parts: Sequence[Part], batch: Mapping[str, Tensor], packing: Packing | None, alike: bool
+    ) -> Tensor | None:
         """Return what enters above the frozen prefix, or ``None`` where nothing is saved by that."""
         if self._activations is not None:
             width = batch["input_ids"].shape[-1]
             stored = torch.cat([self._activations.of(rows, indices, width) for rows, indices in parts])
-            return stored.to(self.device.torch_device)
+            return (stored if packing is None else packing.of(stored)).to(self.device.torch_device)
         if self._entrance is None or not alike:
             return None
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with self.device.autocast():
-            return run_prefix(bare(self.stack.model), self._entrance.prefix, inputs)
+            return run_prefix(bare(self.stack.model), self._entrance.prefix, {**inputs, **_told(packing)})
 
     def _entered(self, hidden: Tensor | None) -> AbstractContextManager[None]:
         if hidden is None or self._entrance is None:
@@ -108,11 +125,11 @@ def train_together(
     while len(stack) and not first.finished:
         live = {slot: trials[slot] for slot in stack.live}
         parts = {slot: (trial.rows, trial.next_rows()) for slot, trial in live.items()}
-        outputs = forward(list(parts.values()), objective.train)
+        outputs = forward(list(parts.values()), objective.train, for_loss=True)
         losses = {s: objective.loss(*output) for s, output in zip(live, outputs, strict=True)}
         forward.device.accelerator.backward(torch.stack(list(losses.values())).sum())
         for slot, trial in live.items():
-            _count(trial, *parts[slot])
+            _count(trial, *parts[slot], packs=forward.packs)
             try:
                 trial.require_finite(losses[slot])
                 trial.update(losses[slot])
@@ -168,8 +185,12 @@ def _retire(stack: Stack, slots: Mapping[int, DivergedError]) -> None:
             stack.retire(slot)
 
 
-def _count(trial: Trial, rows: Encoded, indices: np.ndarray) -> None:
+def _told(packing: Packing | None) -> Mapping[str, Any]:
+    return {} if packing is None else NO_CACHE
+
+
+def _count(trial: Trial, rows: Encoded, indices: np.ndarray, packs: bool = False) -> None:
     """Count the tokens that the batch has alone; in a stack it may be padded further."""
-    computed, real = token_count(rows, indices)
+    computed, real = token_count(rows, indices, packs)
     trial.run.tokens += computed
     trial.run.real_tokens += real

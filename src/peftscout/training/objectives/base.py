@@ -39,6 +39,11 @@ class Objective(Protocol):
         """Why several plans must not share a pass, in words; empty when they may."""
         ...
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows may share a sequence in `train`: labels are next tokens, and the loss is one of all of them."""
+        ...
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the model itself takes of ``batch``, labels included: for checks of built models."""
         ...
@@ -53,6 +58,13 @@ class Objective(Protocol):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the training loss in fp32 of what `train` returned, or of some of its rows."""
+        ...
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return what `loss` divides its sum by, of what `train` returned: rows, or tokens.
+
+        The losses of the parts of a batch, weighted so, make the loss of the whole batch.
+        """
         ...
 
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:

@@ -17,8 +17,10 @@ from peftscout.training.objectives.pooled import Classes
 class Completions(SequenceLoss):
     """Next tokens of completions: labels ``[B, S]``, ignored where the prompt and the padding are."""
 
+    packs: bool = True
+
     def train(self, model: Any, batch: Batch) -> Pass:
-        """Return the sums of the rows, twice."""
+        """Return the sums of the rows, twice; those of sequences, where rows share them."""
         outputs = sums(*shifted(*plain_pass(model, batch)))
         return outputs, outputs
 

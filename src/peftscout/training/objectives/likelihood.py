@@ -57,6 +57,7 @@ class SequenceLoss:
     metrics: tuple[str, ...]
     no_shortcuts: str = ""
     no_stacks: str = ""
+    packs: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -71,6 +72,10 @@ class SequenceLoss:
         """Return the mean over tokens, as transformers' language models compute it."""
         summed = outputs.sum(0)
         return summed[0] / summed[1].clamp(min=1)
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the number of tokens that count."""
+        return float(outputs[:, 1].sum())
 
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed negative log-likelihood and the number of tokens."""

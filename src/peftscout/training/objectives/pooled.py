@@ -22,6 +22,7 @@ class Classes:
     metrics: tuple[str, ...]
     no_shortcuts: str = ""
     no_stacks: str = ""
+    packs: bool = False
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch as it is."""
@@ -38,6 +39,10 @@ class Classes:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy, as transformers' heads compute it."""
         return F.cross_entropy(outputs.float(), targets)
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the number of rows."""
+        return float(len(outputs))
 
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed loss and the number of rows."""

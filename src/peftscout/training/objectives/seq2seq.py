@@ -145,6 +145,10 @@ class LabelTexts(Classes):
         summed = outputs.sum(0)
         return summed[0] / summed[1]
 
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the number of tokens of the right labels."""
+        return float(outputs[:, 1].sum())
+
     def total(self, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Return the summed negative log-likelihood of the right labels and the number of their tokens."""
         own = outputs.gather(1, targets[:, None])
