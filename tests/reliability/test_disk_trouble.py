@@ -37,7 +37,9 @@ def small_disk(tmp_path):
 
 
 class Filling(Silent):
-    """Fills the disk when evaluation ``number`` begins, or while it trains: then it is its adapter that has no room."""
+    """Fills the disk when evaluation ``number`` begins, or while it trains: then there is room for the words that it
+    failed, but not for its adapter.
+    """
 
     def __init__(self, place: Path, number: int, moment: str) -> None:
         self.place, self.number, self.moment = place, number, moment
@@ -52,9 +54,12 @@ class Filling(Silent):
 
     def _fill(self, moment: str) -> None:
         if (self.at, self.moment) == (self.number, moment):
-            with (self.place / "filling").open("wb", buffering=0) as file, suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
+            with (self.place / "filling").open("wb", buffering=0) as file:
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(4096))
+                if moment == "trains":
+                    file.truncate(file.tell() - 4 * 4096)
 
 
 @pytest.mark.parametrize(("number", "moment"), [(0, "begins"), (1, "trains"), (3, "trains")])
