@@ -115,6 +115,19 @@ def test_an_outcome_is_on_disk_before_the_ledger_says_finished(tmp_path):
         assert [r.outcome.score for r in read_records(tmp_path / "s")] == [0.5]
 
 
+@pytest.mark.parametrize("begun", [None, b"", b'{"op_code":0,"worker_id":"'])
+def test_a_study_that_was_killed_before_its_ledger_had_a_line_has_no_records_yet(tmp_path, begun):
+    with Study(tmp_path / "s", header()):
+        pass
+    journal = tmp_path / "s" / "ledger.journal"
+    journal.unlink()
+    if begun is not None:
+        journal.write_bytes(begun)
+    assert read_records(tmp_path / "s") == []
+    with Study(tmp_path / "s", header()) as study:
+        assert study.ledger.records() == []
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}'])
 def test_a_damaged_header_is_named(tmp_path, text):
     (tmp_path / "study.json").write_text(text)

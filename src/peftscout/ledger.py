@@ -307,6 +307,15 @@ def _drop_lock_of_the_dead(journal: Path) -> None:
             left.unlink()
 
 
+def has_begun(journal: Path) -> bool:
+    """Whether there is a journal with a whole line: a process may be killed, or at work, before it wrote its first."""
+    try:
+        with journal.open("rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
+
+
 def cut_torn_tail(journal: Path) -> None:
     """Cut an unfinished last line off a journal file; what was cut is kept in ``<name>.torn``.
 

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from peftscout.config import StudyConfig, config_diff
 from peftscout.database import WriteLock
 from peftscout.errors import ConfigError, StudyError
-from peftscout.ledger import Ledger, Record
+from peftscout.ledger import Ledger, Record, has_begun
 from peftscout.outcome import Outcome
 from peftscout.plan import Plan
 from peftscout.seal import KEY, BrokenSealError, first_difference, folder_digests, sealed, unsealed
@@ -279,7 +279,7 @@ def read_records(folder: Path, storage: str | None = None) -> list[Record]:
     read_header(folder)
     place = folder / "ledger.journal"
     records: list[Record] = []
-    if storage is not None or place.exists():
+    if storage is not None or has_begun(place):
         name = "peftscout" if storage is None else folder.resolve().name
         records = Ledger.reading(storage or place, name=name, of=_seal_of_header(folder)).records()
     _refuse_lost_records(folder, records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -29,6 +30,8 @@ def faulty(self: Evaluator, *args: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         case "raises":
             raise RuntimeError("on purpose")
+        case "no room":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "no memory":
             raise MemoryError
         case "little memory" if self.settings.batch_size // self.settings.micro_batches > WHOLE_BATCHES_FIT:

@@ -103,6 +103,19 @@ def test_an_isolated_study_survives_what_kills_its_worker_and_says_what_it_did(
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_in_a_worker_stops_the_study_and_is_no_outcome(config, in_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "COMMAND", FAULTY)
+    monkeypatch.setenv("FAULTS", ",no room")
+    monkeypatch.setenv("FAULTS_COUNTED", str(tmp_path / "counted"))
+    quick = StudyConfig.from_mapping({**config.to_mapping(), "trials": 3, "final": {"seeds": 0}})
+    with pytest.raises(ExecutorError, match="a worker: the disk is full .* run the same command again"):
+        search_config(executed(quick, isolate="process"), tmp_path / "s", Silent())
+    assert [r.outcome is not None for r in read_records(tmp_path / "s")] == [True, False]
+    result = search_config(quick, tmp_path / "s", Silent())
+    assert list(result.trials["score"]) == list(in_process.trials["score"][:3])
+
+
+@pytest.mark.slow
 def test_an_evaluation_spread_over_two_gpus_is_that_of_one_process(config, in_process, tmp_path, monkeypatch):
     """On this CPU: two processes with gloo, in the place of the GPUs that the search is made to believe in."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

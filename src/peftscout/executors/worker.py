@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import IO
 
+from peftscout import disk
 from peftscout.config import StudyConfig, config_diff
 from peftscout.errors import ExecutorError, PeftscoutError
 from peftscout.executors.group import GRACE, Followers, follows
@@ -75,7 +76,13 @@ def work(start: Start, following: Callable[[], Told], say: Callable[[Message], N
     with loaded_for_good():
         while isinstance(told := following(), Work):
             jobs = [data.job() for data in told.jobs]
-            outcomes = workplace.do(jobs, progress)
+            try:
+                outcomes = workplace.do(jobs, progress)
+            except Exception as error:
+                if (trouble := disk.trouble(error)) is None:
+                    raise
+                say(Refused(reason=f"a worker: {trouble} ({error}); mend it and run the same command again"))
+                return
             for job, outcome in zip(jobs, outcomes, strict=True):
                 say(Answered(attempt=job.attempt, outcome=outcome))
             if any(map(unfit, outcomes)):
