@@ -16,7 +16,7 @@ from peftscout.comparison import Comparison, compare
 from peftscout.config import StudyConfig
 from peftscout.disk import disk_trouble_named, require_space
 from peftscout.errors import NothingFeasibleError, StudyError
-from peftscout.executors import Workplace, open_executor
+from peftscout.executors import Retrying, Workplace, open_executor
 from peftscout.executors.work import loaded_for_good
 from peftscout.gates import WeightTraining
 from peftscout.ledger import Record
@@ -69,7 +69,7 @@ def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> d
             for note in other.task.notes:
                 reporter.note(f"{name}: {note}")
         runner = Runner(study, executor, prepared.backbone.model_map.sites, reporter)
-        supernet = SupernetHere(prepared, here, folder / "search", reporter)
+        supernet = SupernetHere(here, folder / "search", reporter, executor)
         best, baseline = _search(prepared, runner, supernet)
         best, baseline = _tune(prepared, runner, best, baseline)
         comparison = _compare(prepared, runner, here, best, baseline)
@@ -92,22 +92,38 @@ def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> d
 class SupernetHere:
     """The supernet that a one-shot search trains: always in this process, whoever evaluates its results.
 
+    A GPU need not hold the model twice: workers rest while the supernet is trained, and find it gone afterwards.
+
     Attributes:
         spent: what it took, once there was one.
     """
 
-    def __init__(self, prepared: Prepared, here: Workplace, folder: Path, reporter: Reporter) -> None:
-        self._prepared, self._here, self._folder, self._reporter = prepared, here, folder, reporter
+    def __init__(self, here: Workplace, folder: Path, reporter: Reporter, executor: Retrying) -> None:
+        self._here, self._folder, self._reporter, self._executor = here, folder, reporter, executor
         self.spent: SupernetSpent | None = None
 
     @contextmanager
     def __call__(self, training: WeightTraining) -> Iterator[SupernetInTraining]:
         """Open it; its search is kept in the study's folder."""
-        space, reporter = self._prepared.space, self._reporter
+        space, reporter = self._here.prepared.space, self._reporter
         reporter.searching(len(space.choices), training.steps)
-        with one_shot_factory(self._here.evaluator, space, self._folder, reporter.step)(training) as one_shot:
+        with (
+            self._gpu_to_itself(),
+            one_shot_factory(self._here.evaluator, space, self._folder, reporter.step)(training) as one_shot,
+        ):
             yield one_shot
             self.spent = SupernetSpent(one_shot.steps, one_shot.passes, one_shot.seconds)
+
+    @contextmanager
+    def _gpu_to_itself(self) -> Iterator[None]:
+        apart = self._executor.elsewhere and self._here.on_gpu
+        if apart:
+            self._executor.rest()
+        try:
+            yield
+        finally:
+            if apart:
+                self._here.vacate()
 
 
 def _search(prepared: Prepared, runner: Runner, supernet: SupernetHere) -> tuple[Record, Record]:

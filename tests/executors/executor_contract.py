@@ -107,6 +107,13 @@ class ExecutorContract:
             made = event.files.get("made.json") or (event.job.staging / "made").read_bytes()
             assert made.split()[0] == str(event.job.number).encode()
 
+    def test_workers_that_rest_come_back_with_the_next_job(self, executor, tmp_path):
+        executor.submit(jobs(tmp_path, "", ""))
+        assert len(all_events(executor)) == 2
+        executor.rest()
+        executor.submit([job(tmp_path, 5), job(tmp_path, 6)])
+        assert scores(all_events(executor)) == {5: 0.005, 6: 0.006}
+
     def test_closing_stops_what_runs_and_can_be_done_twice(self, executor, tmp_path):
         executor.submit(jobs(tmp_path, "sleeps 30", "sleeps 30"))
         began = time.monotonic()

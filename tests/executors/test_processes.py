@@ -127,6 +127,18 @@ def test_no_worker_outlives_its_search(tmp_path):
             os.kill(pid, 0)
 
 
+def test_workers_that_rest_are_gone_and_those_that_work_are_not_disturbed(tmp_path):
+    executor = processes(tmp_path)
+    executor.submit(jobs(tmp_path, "", "sleeps 1"))
+    (first,) = executor.wait()
+    assert first.job.number == 0
+    idle, busy = sorted(executor._running.values(), key=lambda worker: bool(worker.jobs))
+    executor.rest()
+    assert (idle.process.poll() is None, busy.process.poll() is None) == (False, True)
+    assert scores(all_events(executor)) == {1: 0.001}
+    executor.close()
+
+
 def test_workers_are_started_when_there_is_work_and_not_before(tmp_path):
     executor = processes(tmp_path, 4)
     assert executor._running == {}

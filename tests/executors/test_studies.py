@@ -268,3 +268,49 @@ def test_a_worker_reads_nothing_but_messages(line):
     with pytest.raises(ValueError, match="validation error"):
         read_told(line)
     assert read_told(Work(jobs=()).line()) == Work(jobs=())
+
+
+# --- the supernet ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("elsewhere", "on_gpu", "what"), [(True, True, "rest train vacate"), (True, False, "train"),
+                                                           (False, True, "train")])  # fmt: skip
+def test_a_gpu_need_not_hold_the_model_of_a_worker_and_of_a_supernet_at_once(
+    monkeypatch, tmp_path, elsewhere, on_gpu, what
+):
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from peftscout import engine
+
+    said: list[str] = []
+
+    @contextmanager
+    def trained(training):
+        said.append("train")
+        yield SimpleNamespace(steps=1, passes=1.0, seconds=1.0)
+
+    monkeypatch.setattr(engine, "one_shot_factory", lambda *_: trained)
+    space = SimpleNamespace(choices=())
+    here = SimpleNamespace(
+        prepared=SimpleNamespace(space=space), evaluator=None, on_gpu=on_gpu, vacate=lambda: said.append("vacate")
+    )
+    executor = SimpleNamespace(elsewhere=elsewhere, rest=lambda: said.append("rest"))
+    supernet = engine.SupernetHere(here, tmp_path, Silent(), executor)
+    with supernet(SimpleNamespace(steps=1)):
+        pass
+    assert " ".join(said) == what
+    assert supernet.spent.steps == 1
+
+
+def test_a_workplace_that_was_vacated_is_taken_up_again(config, tmp_path):
+    from peftscout.executors import Workplace
+    from peftscout.preparation import prepare
+
+    place = Workplace(prepare(config), tmp_path)
+    first = place.evaluator
+    place.vacate()
+    assert place.evaluator is not first
+    assert not place.on_gpu
+    place.vacate()
+    place.vacate()

@@ -128,6 +128,10 @@ class Executor(Protocol):
         """Forget ``jobs``: no event of them will come any more, and what runs only for them is stopped."""
         ...
 
+    def rest(self) -> None:
+        """Let workers go that have nothing to do, and the memory they hold; the next job starts them again."""
+        ...
+
     def close(self) -> None:
         """Stop all that runs and let the workers go. What was not answered is lost."""
         ...

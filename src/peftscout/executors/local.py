@@ -49,6 +49,9 @@ class LocalExecutor:
         """Forget what did not run yet."""
         self._waiting = [job for job in self._waiting if job not in jobs]
 
+    def rest(self) -> None:
+        """Nothing is held that the search itself would not hold."""
+
     def close(self) -> None:
         """Nothing runs outside of `wait`."""
         self._waiting = []

@@ -157,9 +157,20 @@ class ProcessExecutor:
             for attempt in attempts & worker.jobs.keys():
                 del worker.jobs[attempt]
 
+    def rest(self) -> None:
+        """Let idle workers go; those that load are let go, too."""
+        idle = [worker for worker in self._running.values() if not worker.jobs]
+        self._running = {slot: worker for slot, worker in self._running.items() if worker.jobs}
+        self._let_go(idle)
+
     def close(self) -> None:
-        """Let all workers go; they leave as soon as nobody can tell them anything."""
+        """Let all workers go."""
         workers, self._running, self._queue = list(self._running.values()), {}, []
+        self._let_go(workers)
+
+    @staticmethod
+    def _let_go(workers: Sequence[_Worker]) -> None:
+        """Workers leave as soon as nobody can tell them anything."""
         for worker in workers:
             assert worker.process.stdin is not None
             with suppress(OSError):

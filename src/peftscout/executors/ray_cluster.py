@@ -173,6 +173,11 @@ class RayExecutor:
             for attempt in attempts & worker.jobs.keys():
                 del worker.jobs[attempt]
 
+    def rest(self) -> None:
+        """Let idle workers go; those that wait for a place are let go, too."""
+        for worker in [worker for worker in self._workers if not worker.jobs]:
+            self._kill(worker)
+
     def close(self) -> None:
         """Let all workers go; a cluster that was started for this search is shut down."""
         for worker in list(self._workers):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from peftscout.executors.base import Event, Executor, Finished, Job, Lost
+from peftscout.executors.local import LocalExecutor
 from peftscout.outcome import Outcome, State
 from peftscout.plan import Sites
 
@@ -46,6 +47,11 @@ class Retrying:
         return self.executor.workers
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether evaluations leave this process."""
+        return not isinstance(self.executor, LocalExecutor)
+
+    @property
     def capacity(self) -> int:
         """Jobs that are worth having under way at once."""
         return self.executor.capacity
@@ -73,6 +79,10 @@ class Retrying:
             if not events:
                 break
         return finished
+
+    def rest(self) -> None:
+        """Let workers go that have nothing to do."""
+        self.executor.rest()
 
     def close(self) -> None:
         """Stop everything."""

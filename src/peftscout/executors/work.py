@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from safetensors.numpy import save_file
 
 from peftscout.executors.base import Job
@@ -45,6 +46,19 @@ class Workplace:
     def evaluator(self) -> Evaluator:
         """That of the study's own task."""
         return self.evaluators[""]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the evaluators take, or will take, the memory of a GPU."""
+        return bool((self.prepared.backbone.place or Accelerator().device).type == "cuda")
+
+    def vacate(self) -> None:
+        """Give the GPU's memory back; the evaluators are made again when they are needed again."""
+        evaluators = self.__dict__.pop("evaluators", {})
+        for evaluator in evaluators.values():
+            if evaluator.backbone.place is None:
+                evaluator.backbone.model.to("cpu")
+            evaluator.free_memory()
 
     @cached_property
     def report_rows(self) -> Encoded:
