@@ -19,8 +19,8 @@ PLAN = Plan.of({(next(site.id for site in SITES.values() if site.kind == "linear
 COST = PLAN.cost(SITES)
 
 
-def job(folder: Path, number: int, label: str = "", **changes) -> Job:
-    request = Evaluate(PLAN, Fidelity(1), seed=number, label=label)
+def job(folder: Path, number: int, label: str = "", task: str = "", **changes) -> Job:
+    request = Evaluate(PLAN, Fidelity(1), seed=number, label=label, task=task)
     return Job(number, request, folder / "trials" / f"{number:03d}", **changes)
 
 
@@ -62,6 +62,11 @@ class ExecutorContract:
         assert sorted(e.job.attempt for e in events) == sorted(j.attempt for j in asked)
         assert scores(events) == {n: n / 1000 for n in range(7)}
         assert all(e.outcome.cost == COST for e in events)
+
+    def test_jobs_of_several_tasks_in_any_mixture_come_back_once(self, executor, tmp_path):
+        asked = [job(tmp_path, n, task=("", "other", "")[n % 3]) for n in range(8)]
+        executor.submit(asked)
+        assert sorted(e.job.attempt for e in all_events(executor)) == sorted(j.attempt for j in asked)
 
     def test_without_jobs_there_is_nothing_to_wait_for(self, executor):
         assert list(executor.wait()) == []

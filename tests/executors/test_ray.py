@@ -91,6 +91,13 @@ def test_everything_in_the_zoo_ends_in_its_state_and_the_search_goes_on(cluster,
     assert found["half fits"].files == {"made.json": b"6 2 0"}
 
 
+def test_stacks_are_of_one_task_and_no_job_is_left_behind(cluster, tmp_path):
+    asked = [job(tmp_path, n, task=("", "other", "")[n % 3]) for n in range(9)]
+    with closing(on_ray(tmp_path, together=4, most=1)) as executor:
+        executor.submit(asked)
+        assert sorted(e.job.number for e in all_events(executor)) == list(range(9))
+
+
 def test_a_job_that_hangs_is_stopped_when_its_time_is_up(cluster, tmp_path):
     with closing(on_ray(tmp_path, trial_timeout=1.0, most=1)) as executor:
         executor.submit(jobs(tmp_path, "hangs"))

@@ -229,7 +229,7 @@ class RayExecutor:
             worker = idle[0]
             assert worker.together is not None
             jobs = next_together(self._queue, min(-(-len(self._queue) // len(idle)), worker.together))
-            self._queue, idle = self._queue[len(jobs) :], idle[1:]
+            self._queue, idle = [job for job in self._queue if job not in jobs], idle[1:]
             worker.jobs = {job.attempt: job for job in jobs}
             worker.deadline = (
                 None if self._trial_timeout is None else time.monotonic() + self._trial_timeout * len(jobs)
