@@ -3,8 +3,8 @@
 A record is written before its evaluation starts and completed after it ended, so that a killed study knows what
 finished (never run again) and what was running (run again under the same number with the same request).
 
-Requests and outcomes are sealed (`peftscout.seal`) under the number of their trial, and the whole under its study: what
-was damaged, exchanged or taken from another study is refused and not read.
+Requests and outcomes are sealed (`peftscout.seal`), with their place in the order of events, outcomes under trial and
+request, and the whole under its study: what was damaged, exchanged or taken from another study is refused and not read.
 
 For whoever opens it with Optuna alone: a trial's value is its score, and the user attributes ``plan``, ``label``,
 ``stage`` and ``cost`` are words and numbers. What is read back are ``request`` and ``outcome``.

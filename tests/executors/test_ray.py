@@ -23,7 +23,6 @@ from peftscout.executors.messages import Start
 from peftscout.executors.ray_cluster import Need, RayExecutor
 from peftscout.report.progress import Silent
 from peftscout.study import read_records
-from thinning import FACTOR
 from tiny_task import save_tiny_model, write_task
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'peftscout[ray]'")
@@ -32,10 +31,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A cluster of two cores on this machine; its address. Its workers find the fakes beside this file."""
+    """A cluster of two cores on this machine; its address. Its workers find the fakes beside this file.
+
+    Ray runs workers at niceness 15: beside another busy test they would take ten minutes to import what they need.
+    """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", path)
+        environment.setenv("RAY_worker_niceness", "0")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
@@ -154,9 +157,6 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch, tmp_path):
         on_ray(tmp_path)
 
 
-@pytest.mark.skipif(
-    FACTOR == 1, reason="hung for ten minutes beside another busy process, cause unknown: make test-full"
-)
 def test_a_study_on_ray_survives_its_driver_and_a_worker_and_equals_that_of_one_process(cluster, tmp_path, monkeypatch):
     model, data = save_tiny_model(tmp_path / "model"), write_task(tmp_path / "data", train=120, validation=30)
     plain = {

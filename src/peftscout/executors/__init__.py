@@ -96,9 +96,13 @@ def _on_ray(prepared: Prepared, header: Header, folder: Path, reporter: Reporter
 
 
 def memory_of_worker(prepared: Prepared) -> int:
-    """Return the main memory that a worker takes, in bytes: libraries, and the weights twice while they are loaded."""
-    weights = sum(int(p.numel() * p.element_size()) for p in prepared.backbone.model.parameters())
-    return LIBRARIES + 2 * weights
+    """Return the main memory that a worker takes, in bytes: libraries, the weights of every task, one of them twice.
+
+    While weights are loaded they are there twice.
+    """
+    models = [one.backbone.model for one in (prepared, *prepared.others.values())]
+    weights = [sum(int(p.numel() * p.element_size()) for p in model.parameters()) for model in models]
+    return LIBRARIES + sum(weights) + max(weights)
 
 
 def start_of(prepared: Prepared, header: Header, folder: Path, *, steps: bool = False, processes: int = 1) -> Start:
