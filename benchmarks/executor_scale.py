@@ -28,6 +28,7 @@ from transformers import BertConfig, BertModel
 from csv_rows import append
 from peftscout.architecture import ModelMap
 from peftscout.executors import Finished, Job, Retrying
+from peftscout.header import Header
 from peftscout.ledger import Ledger
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Sites
@@ -37,7 +38,7 @@ from peftscout.space import load_space
 from peftscout.strategies import make_strategy
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import lora_on_query_value
-from peftscout.study import Header, Study
+from peftscout.study import Study
 
 RESULTS = Path(__file__).parent / "results" / "executor_scale.csv"
 

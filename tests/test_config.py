@@ -99,3 +99,21 @@ def test_yaml_cannot_make_objects(tmp_path):
     path.write_text("model: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match=r"study.yaml:1: could not determine a constructor"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("postgresql://me:secret@host/x", "postgresql://me@host/x"),
+        ("mysql+pymysql://me:se:cr/et@host:3306/x?charset=utf8", "mysql+pymysql://me@host:3306/x?charset=utf8"),
+        ("postgresql://host/x?user=me&password=secret", "postgresql://host/x?user=me"),
+        ("postgresql://host/x?password=secret&user=me", "postgresql://host/x?user=me"),
+        ("postgresql://me@host/x", "postgresql://me@host/x"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        (None, None),
+    ],
+)
+def test_the_password_of_a_database_is_not_written_down(given, written):
+    config = StudyConfig.from_mapping({**SMALL, "storage": given})
+    assert config.storage == given
+    assert config.deciding()["storage"] == written

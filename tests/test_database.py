@@ -16,10 +16,11 @@ import sqlalchemy
 
 from peftscout.database import WriteLock, database_url, shown
 from peftscout.errors import StudyError
+from peftscout.header import Header
 from peftscout.ledger import Ledger
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
-from peftscout.study import Header, Study, read_records
+from peftscout.study import Study, read_records
 
 BIN = [Path(p).parent for p in (shutil.which("initdb"), shutil.which("postgres")) if p]
 HOLD = """
@@ -27,7 +28,8 @@ import sys
 from pathlib import Path
 from test_database import request
 from peftscout.outcome import Outcome, State
-from peftscout.study import Header, Study
+from peftscout.header import Header
+from peftscout.study import Study
 with Study(Path(sys.argv[1]), Header({}, {}, {}, {}), sys.argv[2]) as study:
     study.fresh_trial_folder(study.ledger.start(request(1), "search", 0), request(1).plan)
     study.finish(0, Outcome(State.DONE, 8, 0.5))

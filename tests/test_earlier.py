@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fake_headers import header
 from fake_sites import fake_sites
-from peftscout.config import StudyConfig
-from peftscout.earlier import FILE, Earlier, differences_of, earlier_for
+from peftscout.earlier import FILE, Earlier, earlier_for
 from peftscout.errors import StudyError
+from peftscout.header import Header, what_changes_scores
 from peftscout.ledger import Ledger
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Budget, Plan
 from peftscout.space import load_space
 from peftscout.strategies.base import Problem
-from peftscout.study import Header, write_json
+from peftscout.study import write_json
 
 SITES = fake_sites("encoder")
 BASELINE = Plan.of({(f"layers.{i}.attention.{r}", "lora"): 2 for i in (0, 1) for r in "qv"})
 SERIAL = Plan.of({("layers.1.ffn", "serial"): 4})
 FULL = Fidelity(10)
 PROBLEM = Problem(SITES, load_space("all", SITES), Budget(600, "5%"), BASELINE, FULL, 3)
-
-
-def header(changes: dict | None = None, **config) -> Header:
-    """The header of a study; ``changes`` go into the manifest of its data."""
-    mapping = StudyConfig.from_mapping({"model": "m", "budget": "5%", "data": {"source": "rte"}, **config}).to_mapping()
-    data = {
-        "task": "rte",
-        "kind": "classification",
-        "labels": ["no", "yes"],
-        "metrics": ["accuracy"],
-        "splits": {name: {"rows": 8, "sha256": name * 10} for name in ("train", "search", "report")},
-    }
-    model = {"fingerprint": "f", "parameters": 12_000, "reference": {"name_or_path": mapping["model"]}}
-    return Header(json.loads(json.dumps(mapping)), {**data, **(changes or {})}, model, {})
 
 
 def done(plan: Plan, score: float, steps: int = 10, seed: int = 0) -> tuple[Evaluate, Outcome]:
@@ -95,7 +81,7 @@ def test_trainings_of_the_final_comparison_are_not_taken(tmp_path):
     ],
 )
 def test_what_does_not_change_a_score_makes_no_difference(config):
-    assert differences_of(header(), header(**config)) == ()
+    assert what_changes_scores(header(), header(**config)) == ()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +125,7 @@ def test_other_steps_are_a_prior(tmp_path):
 def test_a_folder_of_a_model_is_the_same_however_it_is_given(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert differences_of(header(model="model"), header(model=str(tmp_path / "model"))) == ()
+    assert what_changes_scores(header(model="model"), header(model=str(tmp_path / "model"))) == ()
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from tiny_task import save_tiny_model, write_task
 QUICK = {"trials": 3, "steps": 4, "final": {"seeds": 2, "lr_scales": [1.0]}, "progress": False}
 SUMMARY_KEYS = {
     "schema", "model", "task", "metric", "labels", "budget", "strategy", "space", "trials", "best", "baseline", "final",
-    "verdict", "spent", "rungs", "from_study", "sites", "parameters",
+    "verdict", "spent", "rungs", "from_study", "changes", "sites", "parameters",
 }  # fmt: skip
 
 
@@ -116,6 +117,37 @@ def test_the_same_call_again_trains_nothing_and_gives_the_same_result(result, mo
 def test_a_changed_configuration_is_refused_with_the_difference(result, model, data):
     with pytest.raises(StudyError, match=r"config.steps: 4 -> 5"):
         peftscout.search(model, data, budget="5%", study=result.folder, **{**QUICK, "steps": 5})
+
+
+def test_a_finished_study_goes_on_with_more_trials_where_that_is_asked_for(result, model, data, tmp_path):
+    shutil.copytree(result.folder, tmp_path / "s")
+    more = {**QUICK, "trials": 5}
+    longer = peftscout.search(model, data, budget="5%", study=tmp_path / "s", accept_change=True, **more)
+    assert longer.summary["changes"] == [{"after": len(result.trials), "differences": ["config.trials: 3 -> 5"]}]
+    n = len(result.trials)
+    assert list(longer.trials["score"][:n])[:n] == list(result.trials["score"])  # nothing is trained again
+    assert sum(longer.trials["stage"] == "search") == 5
+    at_once = peftscout.search(model, data, budget="5%", study=tmp_path / "at once", **more)
+    searched = [r.trials[r.trials["stage"] == "search"] for r in (longer, at_once)]
+    assert list(searched[0]["plan"]) == list(searched[1]["plan"])
+    assert list(searched[0]["score"]) == list(searched[1]["score"])
+    written = longer.report()
+    for page in (written.html, written.markdown):
+        assert f"after {n} evaluations this study went on with something else: config.trials: 3" in page.read_text()
+    assert longer.export(tmp_path / "out").difference <= 1e-5
+    again = peftscout.search(model, data, budget="5%", study=tmp_path / "s", **more)
+    assert again.summary == longer.summary
+
+
+def test_a_supernet_of_another_search_is_not_taken_up_after_a_change(model, data, tmp_path):
+    options = {**QUICK, "strategy": "scout", "space": "lora", "final": {"seeds": 0}, "study": tmp_path / "s"}
+    options["strategy_options"] = {"steps": 4, "ranking_rows": 8}
+    peftscout.search(model, data, budget="5%", **options)
+    options["space"] = "all"
+    changed = peftscout.search(model, data, budget="5%", accept_change=True, **options)
+    assert (tmp_path / "s" / "search.before-change-1").is_dir()
+    fresh = peftscout.search(model, data, budget="5%", **{**options, "study": tmp_path / "fresh"})
+    assert changed.best == fresh.best
 
 
 def test_changed_data_are_refused_with_the_difference(result, model, tmp_path, data):

@@ -2,37 +2,30 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fake_headers import header
 from peftscout.config import StudyConfig
 from peftscout.errors import StudyError
+from peftscout.header import Change
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
-from peftscout.study import Header, Study, is_made_by_trials, read_header, read_records, read_summary, write_json
+from peftscout.study import Study, is_made_by_trials, read_changes, read_header, read_records, read_summary, write_json
 
 HOLD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_study import header
+from fake_headers import header
 from peftscout.study import Study
 with Study(Path(sys.argv[1]), header()):
     print("in", flush=True)
     time.sleep(60)
 """
 PLAN = Plan.of({("layers.0.attention.q", "lora"): 2})
-
-
-def header(**changes) -> Header:
-    parts = {
-        "config": {"model": "m", "training": {"clip": 1.0}},
-        "data": {"train": {"rows": 3}},
-        "model": {"fingerprint": "abc"},
-        "versions": {"torch": "2"},
-    }
-    return Header(**{**parts, **changes})
 
 
 def test_the_same_header_opens_a_study_again(tmp_path):
@@ -46,20 +39,137 @@ def test_the_same_header_opens_a_study_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"config": {"model": "m", "training": {"clip": 2.0}}}, "config.training.clip: 1.0 -> 2.0"),
-        ({"data": {"train": {"rows": 4}}}, "data.train.rows: 3 -> 4"),
-        ({"model": {"fingerprint": "xyz"}}, "model.fingerprint: 'abc' -> 'xyz'"),
-        ({"versions": {"torch": "3"}}, "versions.torch: '2' -> '3'"),
+        (header(training={"clip": 2.0}), "config.training.clip: 1.0 -> 2.0"),
+        (header({"kind": "regression"}), "data.kind: 'classification' -> 'regression'"),
+        (replace(header(), model={**header().model, "fingerprint": "xyz"}), "model.fingerprint: 'f' -> 'xyz'"),
+        (replace(header(), versions={"torch": "3"}), "versions.torch: None -> '3'"),
+        (replace(header(), arithmetic={"dtype": "bf16", "attention": None}), "arithmetic.dtype: 'fp32' -> 'bf16'"),
+        (header(trials=30), "config.trials: 12 -> 30"),
     ],
 )
 def test_anything_else_is_refused_with_the_difference(tmp_path, change, line):
     with Study(tmp_path / "s", header()):
         pass
     before = (tmp_path / "s" / "study.json").read_bytes()
-    with pytest.raises(StudyError, match="made with something else") as error, Study(tmp_path / "s", header(**change)):
+    with pytest.raises(StudyError, match="made with something else") as error, Study(tmp_path / "s", change):
         pass
     assert line in str(error.value)
     assert (tmp_path / "s" / "study.json").read_bytes() == before
+
+
+# -- changes that are asked for --------------------------------------------------------------------------------------
+
+
+def accepting(folder, changed):
+    return Study(folder, changed, accept_change=True)
+
+
+def one_outcome(study, seed=0):
+    request = Evaluate(PLAN, Fidelity(10), seed)
+    number = study.ledger.start(request, "search")
+    study.fresh_trial_folder(number, PLAN)
+    study.finish(number, Outcome(State.DONE, 2, 0.5, steps=10))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (replace(header(), versions={"torch": "3"}), "versions.torch: None -> '3'"),
+        (replace(header(), arithmetic={"dtype": "bf16", "attention": None}), "arithmetic.dtype: 'fp32' -> 'bf16'"),
+        (header(trials=30), "config.trials: 12 -> 30"),
+        (header(strategy="random"), "config.strategy: 'auto' -> 'random'"),
+    ],
+)
+def test_a_change_that_is_accepted_is_recorded_and_its_outcomes_stay(tmp_path, change, line):
+    folder = tmp_path / "s"
+    with Study(folder, header()) as study:
+        one_outcome(study)
+        study.write_summary({"schema": 1, "best": 1})
+    (folder / "search").mkdir()
+    with accepting(folder, change) as study:
+        assert study.changes == (Change(1, (line,)),)
+        assert [r.number for r in study.ledger.records()] == [0]
+        one_outcome(study, seed=1)
+        study.write_summary({"schema": 1, "best": 2})
+    assert read_changes(folder) == (Change(1, (line,)),)
+    assert (read_header(folder), len(read_records(folder)), read_summary(folder)["best"]) == (change, 2, 2)
+    assert json.loads((folder / "summary.before-change-1.json").read_text())["best"] == 1
+    assert (folder / "search").exists() == ("strategy" not in line)  # another strategy has another supernet
+    with Study(folder, change) as study:  # from now on it is made with this
+        assert len(study.changes) == 1
+    with pytest.raises(StudyError, match="made with something else"), Study(folder, header()):
+        pass
+
+
+def test_each_accepted_change_is_kept_with_the_evaluations_before_it(tmp_path):
+    folder = tmp_path / "s"
+    with Study(folder, header()) as study:
+        one_outcome(study)
+    with accepting(folder, header(trials=30)) as study:
+        one_outcome(study, seed=1)
+        study.write_summary({"schema": 1})
+    with accepting(folder, header(trials=60)) as study:
+        told = [str(change) for change in study.changes]
+    assert told == [
+        "after 1 evaluations this study went on with something else: config.trials: 12 -> 30",
+        "after 2 evaluations this study went on with something else: config.trials: 30 -> 60",
+    ]
+    assert {p.name for p in folder.glob("*.before*")} == {"summary.before-change-2.json"}
+
+
+def test_without_a_difference_there_is_nothing_to_accept(tmp_path):
+    with accepting(tmp_path / "s", header()) as study:
+        assert study.changes == ()
+    before = (tmp_path / "s" / "study.json").read_bytes()
+    with accepting(tmp_path / "s", header()):
+        pass
+    assert (tmp_path / "s" / "study.json").read_bytes() == before
+
+
+OTHER_ROWS = {name: {"rows": 8, "sha256": name * 11} for name in ("train", "search", "report")}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (header({"splits": OTHER_ROWS}), "data.splits.report.sha256: "),
+        (header({"labels": ["yes", "no"]}), "data.labels: "),
+        (replace(header(), model={**header().model, "fingerprint": "xyz"}), "model.fingerprint: 'f' -> 'xyz'"),
+        (header(training={"batch_size": 8}), "training.batch_size: 32 -> 8"),
+        (header(dtype="bfloat16"), "dtype: None -> 'bfloat16'"),
+        (header(model="n", seed=1), "model: 'm' -> 'n'"),
+        (header(from_study="other"), "from_study: None -> 'other'"),
+    ],
+)
+def test_a_change_that_would_make_scores_false_is_refused_whoever_asks(tmp_path, change, line):
+    folder = tmp_path / "s"
+    with Study(folder, header()) as study:
+        one_outcome(study)
+        study.write_summary({"schema": 1})
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+    with pytest.raises(StudyError, match="Scores of before would not be those of this study") as error:
+        accepting(folder, change).__enter__()
+    assert line in str(error.value)
+    assert f"--from-study {folder}" in str(error.value)
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_data_that_moved_but_have_the_same_rows_may_be_accepted(tmp_path):
+    with Study(tmp_path / "s", header({"files": {"train": {"name": "a.csv"}}})):
+        pass
+    moved = header({"files": {"train": {"name": "b.csv"}}}, data={"source": "elsewhere"})
+    with accepting(tmp_path / "s", moved) as study:
+        assert len(study.changes[0].differences) == 2
+
+
+def test_a_study_that_another_process_holds_is_not_changed(tmp_path):
+    with (
+        Study(tmp_path / "s", header()),
+        pytest.raises(StudyError, match="is working in it"),
+        accepting(tmp_path / "s", header(trials=30)),
+    ):
+        pass
+    assert read_changes(tmp_path / "s") == ()
 
 
 def test_two_processes_cannot_work_in_one_study(tmp_path):
@@ -158,7 +268,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
 def test_a_failure_while_opening_gives_the_lock_back(tmp_path):
     with Study(tmp_path / "s", header()):
         pass
-    with pytest.raises(StudyError), Study(tmp_path / "s", header(versions={"torch": "9"})):
+    with pytest.raises(StudyError), Study(tmp_path / "s", replace(header(), versions={"torch": "9"})):
         pass
     with Study(tmp_path / "s", header()):
         pass
@@ -166,17 +276,17 @@ def test_a_failure_while_opening_gives_the_lock_back(tmp_path):
 
 def test_an_option_that_there_was_not_when_a_study_began_is_no_difference_while_it_is_as_by_default(tmp_path):
     config = StudyConfig.from_mapping({"model": "m", "budget": 5, "data": {"source": "rte"}})
-    with Study(tmp_path / "s", header(config=config.deciding())):
+    with Study(tmp_path / "s", replace(header(), config=config.deciding())):
         pass
     said = json.loads((tmp_path / "s" / "study.json").read_text())
     del said["config"]["fidelity"], said["seal"]
     write_json(tmp_path / "s" / "study.json", said)
-    with Study(tmp_path / "s", header(config=config.deciding())):
+    with Study(tmp_path / "s", replace(header(), config=config.deciding())):
         pass
     other = {**config.deciding(), "fidelity": "halving"}
     with (
         pytest.raises(StudyError, match="config.fidelity: 'full' -> 'halving'"),
-        Study(tmp_path / "s", header(config=other)),
+        Study(tmp_path / "s", replace(header(), config=other)),
     ):
         pass
 

@@ -110,6 +110,7 @@ def search(
     progress: bool = True,
     evaluate: OwnTraining | None = None,
     report_to: str | Sequence[str] = (),
+    accept_change: bool = False,
     **options: Any,
 ) -> Result:
     """Find, within ``budget`` trainable parameters, the PEFT configuration that serves ``model`` on ``data`` best.
@@ -127,6 +128,9 @@ def search(
             ``examples/own_training.py``. The final comparison is by the metric of the task, on models that it trained.
         report_to: trackers that are told of every evaluation: ``"tensorboard"``, ``"trackio"``, ``"wandb"`` or another
             of accelerate's; one, or several. See `peftscout.tracking.Tracked`.
+        accept_change: go on with a study that was made with another configuration or other versions, and have the
+            difference recorded. Data, model and what else decides scores may not change: begin another study then, with
+            ``from_study``.
         **options: any other field of `peftscout.config.StudyConfig`, such as ``trials=20`` or ``training={...}``.
 
     Returns:
@@ -144,7 +148,8 @@ def search(
         fields = {"source": str(data)}
     config = StudyConfig.from_mapping({"model": str(model), "budget": budget, "data": fields, **options})
     trackers = [report_to] if isinstance(report_to, str) else report_to
-    return search_config(config, study, terminal_reporter() if progress else Silent(), in_memory, evaluate, trackers)
+    reporter = terminal_reporter() if progress else Silent()
+    return search_config(config, study, reporter, in_memory, evaluate, trackers, accept_change=accept_change)
 
 
 def search_config(
@@ -154,12 +159,15 @@ def search_config(
     in_memory: Any = None,
     own_training: OwnTraining | None = None,
     report_to: Sequence[str] = (),
+    *,
+    accept_change: bool = False,
 ) -> Result:
     """Run or continue the study of ``config``; what `search` and the command line share."""
     folder = Path(study) if study is not None else default_folder(config)
     if trackers := check_trackers(report_to):
-        reporter = Tracked(reporter, trackers, folder, config.to_mapping())
-    return Result(folder, run_study(prepare(config, in_memory, own_training), folder, reporter))
+        reporter = Tracked(reporter, trackers, folder, config.deciding())
+    prepared = prepare(config, in_memory, own_training)
+    return Result(folder, run_study(prepared, folder, reporter, accept_change=accept_change))
 
 
 def dry_run_config(config: StudyConfig) -> dict[str, Any]:

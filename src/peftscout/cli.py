@@ -121,6 +121,9 @@ def search(
         list[str] | None, typer.Option(help="Tracker that is told of every evaluation: tensorboard, trackio, wandb.")
     ] = None,
     trust_remote_code: Trust = False,
+    accept_change: Annotated[
+        bool, typer.Option("--accept-change", help="Go on with a study that was made with something else; recorded.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and how long it takes.")] = False,
 ) -> None:
     """Find, train and compare a configuration within the budget. The same command again continues a study."""
@@ -153,7 +156,8 @@ def search(
     if dry_run:
         _console().print(tables.dry_run(api.dry_run_config(parsed)))
         return
-    result = api.search_config(parsed, study, api.terminal_reporter(), report_to=report_to or ())
+    reporter = api.terminal_reporter()
+    result = api.search_config(parsed, study, reporter, report_to=report_to or (), accept_change=accept_change)
     _console().print(tables.result(result.summary, result.folder))
 
 

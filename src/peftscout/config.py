@@ -221,7 +221,8 @@ class StudyConfig(_Section):
         lr_scales: learning-rate factors that the search may draw from (the nuisance axis).
         export: ``lora``, ``ln_tuning`` or ``ia3`` restricts the space, and what may be chosen at the end, to what a
             stock adapter of peft of that type can hold.
-        storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder.
+        storage: database URL for the ledger (``postgresql://...``); ``None``: a journal file in the study folder. A
+            password in it is not written down.
         training: see `TrainingConfig`.
         final: see `FinalConfig`.
         executor: see `ExecutorConfig`.
@@ -282,12 +283,22 @@ class StudyConfig(_Section):
         return self.model_dump(mode="json")
 
     def deciding(self) -> dict[str, Any]:
-        """Return what decides the numbers of a study, as plain data: all but the executor, which may change."""
-        return {key: value for key, value in self.to_mapping().items() if key != "executor"}
+        """Return what decides the numbers of a study, as plain data: all but the executor, which may change.
+
+        It is written down and shown, so it has no password of a database.
+        """
+        storage = None if self.storage is None else _without_password(self.storage)
+        return {key: value for key, value in self.to_mapping().items() if key != "executor"} | {"storage": storage}
 
     def to_yaml(self) -> str:
         """Return the YAML form, which ``--config`` reads."""
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
+
+
+def _without_password(url: str) -> str:
+    """Return the URL of a database without the password, which is between user and host or among the parameters."""
+    url = re.sub(r"^([^:/]+://[^:/@]*):[^@]*@", r"\1@", url)
+    return re.sub(r"(?<=[?&])password=[^&]*&?", "", url).rstrip("?&")
 
 
 def _readable(model: type[BaseModel], location: Sequence[str | int], kind: str, message: str, value: object) -> str:

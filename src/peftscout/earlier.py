@@ -7,32 +7,21 @@ Which of the two they are is found by comparing the headers of both studies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from peftscout.config import config_diff
 from peftscout.errors import PlanError, StudyError
+from peftscout.header import Header, what_changes_scores
 from peftscout.outcome import Evaluate, Outcome
 from peftscout.strategies.base import Evaluated, Problem
-from peftscout.study import Header, read_header, read_json, read_records, write_sealed
+from peftscout.study import read_header, read_json, read_records, write_sealed
 
 FILE = "from_study.json"
 """In the folder of the study that takes something."""
 
 SCHEMA = 1
-
-_DECIDES_SCORES = (
-    "learning_rates",
-    "batch_size",
-    "weight_decay",
-    "warmup",
-    "clip",
-    "evaluations",
-    "backbone_dropout",
-)
-"""Keys of the configuration's training section that change what a plan scores."""
 
 
 @dataclass(frozen=True)
@@ -132,38 +121,11 @@ def earlier_for(folder: Path, source: Path, header: Header, problem: Problem) ->
             f"--from-study {source}: none of its {len(evaluated)} evaluations has a score of a plan in space "
             f"{problem.space.name!r}; give the --space that it searched ({other.config['space']!r})"
         )
-    differences = differences_of(other, header)
+    differences = what_changes_scores(other, header)
     if not differences and not any(o.done and r.fidelity == problem.fidelity for r, o in evaluated):
         there = sorted({str(r.fidelity.to_json()) for r, _ in evaluated})
         differences = (f"fidelity: {', '.join(there)} -> {problem.fidelity.to_json()}",)
     return Earlier(str(source), differences, evaluated)
-
-
-def differences_of(other: Header, header: Header) -> tuple[str, ...]:
-    """Return what makes scores of one study differ from those of another, apart from noise; empty: nothing does."""
-    return tuple(config_diff(_decisive(other), _decisive(header)))
-
-
-def _decisive(header: Header) -> dict[str, Any]:
-    data, config = header.data, header.config
-    splits = {name: data["splits"][name]["sha256"][:12] for name in ("train", "search")}
-    training = {key: config["training"].get(key) for key in _DECIDES_SCORES}
-    return {
-        "model": _place(header.model["reference"]["name_or_path"]),
-        "revision": config.get("revision"),
-        "task": {"kind": data["kind"], "metric": data["metrics"][0], "labels": data["labels"], "rows": splits},
-        "max_length": config["data"].get("max_length"),
-        "training": _plain(training),
-    }
-
-
-def _place(model: str) -> str:
-    """Return the hub's name of a model, or the whole path of its folder, however it was given."""
-    return str(Path(model).resolve()) if Path(model).exists() else model
-
-
-def _plain(value: Any) -> Any:
-    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def _require_same_model(

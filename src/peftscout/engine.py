@@ -35,8 +35,10 @@ FINAL_SEED = 10_000
 """Final seeds begin here plus 100 times the study's seed: never among those of the search."""
 
 
-def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def run_study(prepared: Prepared, folder: Path, reporter: Reporter, *, accept_change: bool = False) -> dict[str, Any]:
     """Run or continue a study in ``folder`` and return its summary, which is also written there.
+
+    With ``accept_change`` one that was made with something else goes on, and has it recorded; see `Study`.
 
     Raises:
         ConfigError: when the executor cannot do this study.
@@ -47,20 +49,20 @@ def run_study(prepared: Prepared, folder: Path, reporter: Reporter) -> dict[str,
     """
     needed = prepared.bytes_of_a_trial * (prepared.config.trials + evaluations_after_search(prepared.config))
     with disk_trouble_named(folder, needed):
-        return _run(prepared.continuing(folder), folder, reporter, needed)
+        return _run(prepared.continuing(folder), folder, reporter, needed, accept_change)
 
 
-def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> dict[str, Any]:
+def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int, accept_change: bool) -> dict[str, Any]:
     require_space(folder, needed - prepared.bytes_of_a_trial * len(list(folder.glob("trials/*/adapter"))))
     header = prepared.header()
     here = Workplace(prepared, folder / "cache", stacks=prepared.config.time is None, note=reporter.note)
     with (
         closing(open_executor(prepared, header, folder, here, reporter)) as executor,
-        Study(folder, header, prepared.config.storage) as study,
+        Study(folder, header, prepared.config.storage, accept_change=accept_change) as study,
         reporter,
         loaded_for_good(),
     ):
-        for note in prepared.task.notes:
+        for note in (*prepared.task.notes, *map(str, study.changes)):
             reporter.note(note)
         if prepared.earlier is not None:
             prepared.earlier.save(folder)
@@ -84,6 +86,7 @@ def _run(prepared: Prepared, folder: Path, reporter: Reporter, needed: int) -> d
             total=prepared.backbone.model_map.total,
             supernet=supernet.spent,
             earlier=prepared.earlier,
+            changes=study.changes,
         )
         study.write_summary(summary)
         return summary
@@ -109,7 +112,9 @@ class SupernetHere:
         reporter.searching(len(space.choices), training.steps)
         with (
             self._gpu_to_itself(),
-            one_shot_factory(self._here.evaluator, space, self._folder, reporter.step)(training) as one_shot,
+            one_shot_factory(self._here.evaluator, space, self._folder, reporter.step, reporter.note)(
+                training
+            ) as one_shot,
         ):
             yield one_shot
             self.spent = SupernetSpent(one_shot.steps, one_shot.passes, one_shot.seconds)

@@ -16,6 +16,7 @@ from peftscout.backbone import Backbone, Loading, load_backbone
 from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier, earlier_for
 from peftscout.errors import ConfigError
+from peftscout.header import Header, versions
 from peftscout.outcome import Fidelity
 from peftscout.plan import Budget, Plan, Sites
 from peftscout.space import Space, load_space
@@ -29,7 +30,7 @@ from peftscout.strategies import (
 )
 from peftscout.strategies.base import Problem
 from peftscout.strategies.uniform import UniformPlan, lora_on_query_value
-from peftscout.study import Header, read_header, versions
+from peftscout.study import read_header
 from peftscout.tasks import Encoded, Split, Task, encode_cached, load_task
 from peftscout.training.arithmetic import Arithmetic, choose, use_threads
 from peftscout.training.dropout import checkpoint

@@ -2,12 +2,13 @@
 
 ```
 STUDY/
-  study.json        what decides the study: config, data manifest, model fingerprint, versions (written once, sealed)
+  study.json        what decides the study: config, data manifest, model fingerprint, versions, changes (sealed)
   ledger.journal    every evaluation (an Optuna journal), unless a database URL holds it
   trials/NNN/       plan.json, outcome.json, adapter/ (safetensors), predictions.safetensors for the final comparison
   workers/N.log     what the N-th worker process printed, where there are any
   cache/            token ids
   summary.json      written at the end, sealed
+  *.before-change-N what the N-th accepted change made invalid: a summary, a search on a supernet
   lock              held while a process works in the folder
 ```
 """
@@ -19,93 +20,49 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from peftscout.config import StudyConfig, config_diff
+from peftscout.config import StudyConfig
 from peftscout.database import WriteLock
-from peftscout.errors import ConfigError, StudyError
+from peftscout.errors import StudyError
+from peftscout.header import SCHEMA, Change, Header, differences, leaves_the_search, what_forbids_a_change
 from peftscout.ledger import Ledger, Record, has_begun
 from peftscout.outcome import Outcome
 from peftscout.plan import Plan
 from peftscout.seal import KEY, BrokenSealError, first_difference, folder_digests, sealed, unsealed
 
-SCHEMA = 1
-"""Version of ``study.json`` and ``summary.json``."""
-
 _MADE = (".safetensors", ".json", ".md")
 """Endings of the files of a trial."""
-
-_VERSIONED = ("peftscout", "torch", "transformers", "peft")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide numbers."""
-    return {name: version(name) for name in _VERSIONED}
-
-
-@dataclass(frozen=True)
-class Header:
-    """What decides a study; equal headers may continue each other.
-
-    Attributes:
-        config: the configuration, as plain data.
-        data: manifest of the splits (rows, hashes, seeds).
-        model: fingerprint and parameter count of the backbone.
-        versions: of the packages that decide numbers.
-        arithmetic: of forward passes (`peftscout.training.arithmetic.Arithmetic`); the default is that of studies made
-            before it was written down.
-    """
-
-    config: Mapping[str, Any]
-    data: Mapping[str, Any]
-    model: Mapping[str, Any]
-    versions: Mapping[str, str]
-    arithmetic: Mapping[str, Any] = field(default_factory=lambda: {"dtype": "fp32", "attention": None})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "schema": SCHEMA,
-            "config": dict(self.config),
-            "data": dict(self.data),
-            "model": dict(self.model),
-            "versions": dict(self.versions),
-            "arithmetic": dict(self.arithmetic),
-        }
-
-    @classmethod
-    def from_json(cls, data: Any, place: Path) -> Self:
-        """Read the JSON form.
-
-        Raises:
-            StudyError: when it is not one, or of an unknown schema.
-        """
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise StudyError(f"{place}: not a study header of schema {SCHEMA} (found {found!r})")
-        try:
-            recorded = {"arithmetic": data["arithmetic"]} if "arithmetic" in data else {}
-            return cls(data["config"], data["data"], data["model"], data["versions"], **recorded)
-        except KeyError as error:
-            raise StudyError(f"{place}: {error} is missing") from None
 
 
 class Study:
     """An open study folder. Use as a context manager: the lock is held inside.
 
+    Args:
+        folder: made when it is not there.
+        header: what decides the study.
+        storage: database of the ledger, if any.
+        accept_change: whether a study that was made with something else goes on with this, and has it recorded.
+
+    Attributes:
+        changes: that were accepted so far, in order; known inside.
+
     Raises:
         StudyError: when another process holds the folder, or when it was made by a different configuration, other data,
-            another model or other versions: the difference is in the message.
+            another model or other versions: the difference is in the message. With ``accept_change`` only where scores
+            would no longer be those of one study.
     """
 
-    def __init__(self, folder: Path, header: Header, storage: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, header: Header, storage: str | None = None, *, accept_change: bool = False
+    ) -> None:
         self.folder = folder
         self.header = header
+        self.changes: tuple[Change, ...] = ()
+        self._accept_change = accept_change
         self._storage = storage
         self._lock = FileLock(folder / "lock", blocking=False)
         self._database: WriteLock | None = None
@@ -118,24 +75,28 @@ class Study:
         try:
             self._lock.acquire()
         except Timeout:
-            holder = _read_text(self.folder / "lock.holder") or "another process"
+            other = _read_text(self.folder / "lock.holder") or "another process"
             raise StudyError(
-                f"{self.folder}: {holder} is working in it; wait for it, or choose another --study"
+                f"{self.folder}: {other} is working in it; wait for it, or choose another --study"
             ) from None
         with ExitStack() as taken_back:
             taken_back.callback(self._lock.release)
-            (self.folder / "lock.holder").write_text(f"process {os.getpid()}")
-            self._write_or_compare_header()
+            holder = self.folder / "lock.holder"
+            taken_back.callback(holder.unlink, missing_ok=True)
+            holder.write_text(f"process {os.getpid()}")
+            changed = self._write_or_compare_header()
             if self._storage is not None:
                 self._database = taken_back.enter_context(WriteLock(self._storage, self._ledger_name()))
             place = self._storage or self.folder / "ledger.journal"
             self.ledger = Ledger.at(place, name=self._ledger_name(), of=_seal_of_header(self.folder))
             _refuse_lost_records(self.folder, self.ledger.records())
+            if changed:
+                self._go_on_changed(changed)
+            self.changes = read_changes(self.folder)
             self._taken_back = taken_back.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        (self.folder / "lock.holder").unlink(missing_ok=True)
         self._taken_back.close()
 
     def _ledger_name(self) -> str:
@@ -152,19 +113,41 @@ class Study:
         ):
             raise StudyError(f"{self.folder}: is not empty and not a study (no study.json); choose another folder")
 
-    def _write_or_compare_header(self) -> None:
+    def _write_or_compare_header(self) -> tuple[str, ...]:
+        """Return the differences with which the study goes on; none when it is new or the same."""
         path = self.folder / "study.json"
         if not path.exists():
             write_sealed(path, self.header.to_json())
-            return
-        old = read_header(self.folder).to_json()
-        old["config"] = _with_defaults(old["config"])
-        if lines := config_diff(old, json.loads(json.dumps(self.header.to_json()))):
-            raise StudyError(
-                f"{self.folder}: this study was made with something else:\n  "
-                + "\n  ".join(lines)
-                + "\nRun it with what it was made with to continue it, or choose another --study folder."
+            return ()
+        old = read_header(self.folder)
+        if not (lines := differences(old, self.header)):
+            return ()
+        if forbidden := what_forbids_a_change(old, self.header):
+            remedy = (
+                "Scores of before would not be those of this study. Run it with what it was made with to continue it, "
+                f"or choose another --study folder, with --from-study {self.folder} to begin with what this one found."
             )
+            lines = forbidden if self._accept_change else lines
+        elif self._accept_change:
+            return lines
+        else:
+            remedy = (
+                "Run it with what it was made with to continue it, go on with this and have it recorded by "
+                "--accept-change, or choose another --study folder."
+            )
+        told = "\n  ".join([f"{self.folder}: this study was made with something else:", *lines])
+        raise StudyError(f"{told}\n{remedy}")
+
+    def _go_on_changed(self, lines: tuple[str, ...]) -> None:
+        """Write down that the study goes on with something else; what that makes invalid is set aside."""
+        begun_as = _seal_of_header(self.folder)
+        ended = sum(record.outcome is not None for record in self.ledger.records())
+        changes = [*read_changes(self.folder), Change(ended, lines)]
+        _set_aside(self.folder / "summary.json", len(changes))
+        if not all(map(leaves_the_search, lines)):
+            _set_aside(self.folder / "search", len(changes))
+        history = {"begun_as": begun_as, "changes": [change.to_json() for change in changes]}
+        write_sealed(self.folder / "study.json", self.header.to_json() | history)
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
@@ -217,12 +200,9 @@ class Study:
         return check_files(self.folder, self.ledger.record(number))
 
 
-def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with what it says nothing of, as there was no such option yet, as it is by default."""
-    try:
-        return StudyConfig.from_mapping(config).deciding()
-    except ConfigError:
-        return config
+def _set_aside(path: Path, change: int) -> None:
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}.before-change-{change}{path.suffix}"))
 
 
 def trial_folder(study: Path, number: int) -> Path:
@@ -265,6 +245,17 @@ def read_header(folder: Path) -> Header:
     return Header.from_json(read_json(path, f"{folder}: is not a study (no study.json)"), path)
 
 
+def read_changes(folder: Path) -> tuple[Change, ...]:
+    """Return what was changed, as was asked for, since the study began.
+
+    Raises:
+        StudyError: when the folder is no study or the header is damaged.
+    """
+    read_header(folder)
+    data = read_json(folder / "study.json", "")
+    return tuple(map(Change.from_json, data.get("changes", ())))
+
+
 def read_config(folder: Path) -> StudyConfig:
     """Return the configuration a study was made with."""
     return StudyConfig.from_mapping(read_header(folder).config)
@@ -303,8 +294,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _seal_of_header(folder: Path) -> str:
-    """Return by what the ledger of a study knows it; empty for studies of before there were seals."""
-    return str(json.loads((folder / "study.json").read_text(encoding="utf-8")).get(KEY, ""))
+    """Return by what the ledger of a study knows it, from its first header on; empty before there were seals."""
+    data = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return str(data.get("begun_as", data.get(KEY, "")))
 
 
 def read_json(path: Path, absent: str) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftscout.executors import Finished, Job, Retrying
+from peftscout.header import Header
 from peftscout.ledger import Ledger, Record
 from peftscout.outcome import Evaluate, Fidelity, Outcome, State
 from peftscout.plan import Plan
@@ -19,7 +20,7 @@ from peftscout.report.progress import Silent
 from peftscout.runner import Runner
 from peftscout.strategies import make_strategy
 from peftscout.strategies.base import Problem
-from peftscout.study import Header, Study
+from peftscout.study import Study
 
 LINEAR = [site.id for site in SITES.values() if site.kind == "linear"]
 

@@ -22,6 +22,17 @@ from peftscout.report.progress import Silent
 from peftscout.study import read_records, read_summary, write_json
 from peftscout.training.kept_search import KeptSearch
 
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 Damage = Callable[[Path, random.Random], None]
 
 
@@ -64,8 +75,9 @@ def read(folder: Path, number: int, monkeypatch) -> dict[str, Any]:
         patch.setattr(handover, "export_adapter", take)
         handover.export_study(folder, folder / "out")
     records = [(r.number, r.stage, r.request, r.outcome) for r in read_records(folder)]
-    kept = KeptSearch(folder / "search").load()
-    return {"summary": read_summary(folder), "records": records, "kept": kept, **taken}
+    told: list[str] = []
+    kept = KeptSearch(folder / "search", told.append).load()
+    return {"summary": read_summary(folder), "records": records, "kept": kept, "told": told, **taken}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -82,6 +94,12 @@ def files_that_are_read(study: Finished) -> list[str]:
     found = [p for p in study.folder.rglob("*") if p.is_file() and p.name not in ("lock", "README.md")]
     names = [p.relative_to(study.folder).as_posix() for p in sorted(found)]
     return [n for n in names if not n.startswith(("cache/", "trials/")) or n.startswith(f"trials/{number:03d}/")]
+
+
+def older(path: Path) -> bool:
+    """Whether a file of a search is of the state before the last."""
+    last = json.loads((path.parent / "kept.json").read_text())["state"]
+    return path.name == "kept-before.json" or path.stem == f"state-{last - 1}"
 
 
 @pytest.mark.slow
@@ -104,13 +122,17 @@ def test_a_damaged_file_is_named_or_changes_nothing_that_is_read(name, request, 
                 assert place.name in text or str(copy / place.parent) in text or str(copy) in text, (file, text)
                 named += 1
             else:
-                if found["kept"] is None:  # without its marker a search is as if it had not begun: it runs again
-                    found["kept"] = whole["kept"]
+                if found["told"]:  # the search would go on from the state before, which is another one
+                    assert Path(file).name in found["told"][0]
+                    assert not same(found["kept"], whole["kept"])
+                    named, found = named + 1, found | {"kept": whole["kept"], "told": []}
+                else:
+                    harmless.append(f"{file} {damage.__name__}")
                 changed += [] if same(found, whole) else [f"{file} {damage.__name__}"]
-                harmless.append(f"{file} {damage.__name__}")
             shutil.copy2(study.folder / file, copy / file)
     assert same(read(copy, number, monkeypatch), whole)
     never_read = ("README.md", "outcome.json", "plan.json", "events.jsonl", "predictions.safetensors")
+    never_read += tuple(p.name for p in (study.folder / "search").glob("*") if older(p))  # while the last one is whole
     quiet = [case for case in harmless if not case.startswith("ledger") and not case.split()[0].endswith(never_read)]
     assert len(quiet) <= 3, quiet
     record("damaged files read", named + len(harmless))
@@ -167,15 +189,32 @@ def test_a_lost_ledger_does_not_start_the_study_anew_over_its_finished_trials(ra
     assert before == {p: p.read_bytes() for p in copy.rglob("trials/*/*.json")}
 
 
-def test_a_search_that_was_changed_by_one_bit_is_refused(scout_study, tmp_path):
-    copy = tmp_path / "search"
-    for file in ("safetensors", "json"):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(scout_study.folder / "search", copy)
-        path = next(copy.glob(f"state-*.{file}"))
-        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-        with pytest.raises(StudyError, match=rf"{path.name}: is not what was written.*remove the folder"):
-            KeptSearch(copy).load()
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+def test_a_search_of_which_one_bit_was_changed_goes_on_from_the_state_before_to_the_same_end(
+    prepared, scout_study, tmp_path, monkeypatch, suffix
+):
+    save, saved = KeptSearch.save, 0
+
+    def killed_at_the_second(self, *state):
+        nonlocal saved
+        save(self, *state)
+        saved += 1
+        if saved == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptSearch, "save", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(scout_study.prepared, tmp_path / "s", Silent())
+    path = tmp_path / "s" / "search" / f"state-2.{suffix}"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    reporter = Notes()
+    run_study(scout_study.prepared, tmp_path / "s", reporter)
+    assert [note for note in reporter.notes if f"{path.name}: is not what was written" in note]
+    ours, theirs = (read_records(folder) for folder in (tmp_path / "s", scout_study.folder))
+    assert [(r.request, r.outcome.score) for r in ours] == [(r.request, r.outcome.score) for r in theirs]
+    ours, theirs = (KeptSearch(folder / "search").load()[0] for folder in (tmp_path / "s", scout_study.folder))
+    assert same(ours, theirs)
 
 
 def test_studies_of_before_there_were_seals_open(random_study, tmp_path):

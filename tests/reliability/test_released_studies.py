@@ -16,10 +16,11 @@ from peftscout.api import open_study, read_plan, study_standing, study_status
 from peftscout.config import StudyConfig
 from peftscout.engine import run_study
 from peftscout.errors import StudyError
+from peftscout.header import versions
 from peftscout.preparation import prepare
 from peftscout.report.page import write_report
 from peftscout.report.progress import Silent
-from peftscout.study import read_config, versions
+from peftscout.study import read_config
 from released_studies import PROBE, outputs_of
 
 ASSETS = Path(__file__).parent.parent / "assets" / "studies"

@@ -10,8 +10,8 @@ import yaml
 from study_data import HEADER, HOSTILE, MIXED, SITES, summary
 
 from peftscout import export_card
+from peftscout.header import Header
 from peftscout.report.model_card import study_card
-from peftscout.study import Header
 
 STUDY = Header.from_json(HEADER, Path("study.json"))
 

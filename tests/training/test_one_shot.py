@@ -528,50 +528,6 @@ def test_the_published_spaces_train_and_leave_the_backbone_as_it_was(evaluator, 
     assert 0 < modules.plan(search.select()).cost(space.sites) <= 400
 
 
-# -- the files ------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_kept_is_read_back_and_the_state_before_is_gone(tmp_path):
-    kept = KeptSearch(tmp_path / "search")
-    assert kept.load() is None
-    kept.save({"a": np.arange(3)}, {"n": 1}, [{"x": 1}])
-    arrays = {"a": np.arange(4), "none": np.zeros((0, 2), dtype=bool), "scalar": np.array(7)}
-    kept.save(arrays, {"n": 2}, [{"x": 1}, {"x": 2}])
-    found, facts, events = kept.load()
-    assert all(np.array_equal(found[name], a) and found[name].shape == a.shape for name, a in arrays.items())
-    assert (facts, events) == ({"n": 2}, [{"x": 1}, {"x": 2}])
-    assert {p.name for p in kept.folder.iterdir()} == {
-        "kept.json",
-        "events.jsonl",
-        "state-2.json",
-        "state-2.safetensors",
-    }
-
-
-def test_a_state_without_its_marker_does_not_count(tmp_path, monkeypatch):
-    kept = KeptSearch(tmp_path)
-    kept.save({"a": np.zeros(1)}, {"n": 1}, [{"x": 1}])
-    marker = (tmp_path / "kept.json").read_text()
-    kept.save({"a": np.ones(1)}, {"n": 2}, [{"x": 1}, {"x": 2}])
-    # as if the power had failed before the marker was replaced and the old state removed
-    (tmp_path / "kept.json").write_text(marker)
-    KeptSearch(tmp_path / "other").save({"a": np.zeros(1)}, {"n": 1}, [])
-    for suffix in ("json", "safetensors"):
-        (tmp_path / "other" / f"state-1.{suffix}").rename(tmp_path / f"state-1.{suffix}")
-    (tmp_path / "state-1.json").write_text('{"facts": {"n": 1}, "events": 1}')
-    arrays, facts, events = kept.load()
-    assert (arrays["a"].tolist(), facts, events) == ([0.0], {"n": 1}, [{"x": 1}])
-
-
-@pytest.mark.parametrize("damage", ["kept.json", "state-1.safetensors", "state-1.json"])
-def test_damaged_files_are_an_error_that_names_the_folder(tmp_path, damage):
-    kept = KeptSearch(tmp_path)
-    kept.save({"a": np.zeros(1)}, {}, [])
-    (tmp_path / damage).write_text("{")
-    with pytest.raises(StudyError, match="remove the folder"):
-        kept.load()
-
-
 def test_replacing_settings_of_the_evaluator_does_not_change_the_one_given(evaluator):
     rates = dict(evaluator.settings.learning_rates)
     training = replace(TRAINING, learning_rate=3e-4)

@@ -18,9 +18,9 @@ from peftscout.executors.processes import ProcessExecutor
 from peftscout.executors.ray_cluster import Need, RayExecutor
 from peftscout.executors.retries import Retrying
 from peftscout.executors.work import Workplace
+from peftscout.header import Header
 from peftscout.preparation import Prepared
 from peftscout.report.progress import Reporter
-from peftscout.study import Header
 from peftscout.training.arithmetic import available_cores
 
 __all__ = ["Event", "Executor", "Finished", "Job", "Lost", "Retrying", "Workplace", "open_executor"]

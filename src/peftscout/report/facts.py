@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from peftscout.header import Change, Header
 from peftscout.report.view import View
-from peftscout.study import Header
 
 
 def facts(view: View, header: Header) -> list[tuple[str, str]]:
@@ -25,6 +25,7 @@ def facts(view: View, header: Header) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in header.versions.items())),
         ("arithmetic", ", ".join(f"{key} {value}" for key, value in header.arithmetic.items() if value)),
     ]
+    found += [("changed", str(Change.from_json(change))) for change in s.get("changes", ())]
     if rows := _rows(header.data):
         found.insert(2, ("rows", rows))
     return found

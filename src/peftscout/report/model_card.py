@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from peftscout.header import Header
 from peftscout.report.chart_data import comparison_table
 from peftscout.report.facts import facts
 from peftscout.report.rendering import environment, table_lines
 from peftscout.report.view import View
-from peftscout.study import Header
 
 
 def study_card(summary: Mapping[str, Any], header: Header) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from peftscout import __version__
 from peftscout.errors import StudyError
+from peftscout.header import Header
 from peftscout.report import chart_data, figures
 from peftscout.report.facts import facts
 from peftscout.report.plan_table import plan_lines
@@ -26,7 +27,7 @@ from peftscout.report.section import Section
 from peftscout.report.strategy_sections import strategy_section
 from peftscout.report.table import Cell, Table, plain
 from peftscout.report.view import View
-from peftscout.study import Header, read_header, read_summary
+from peftscout.study import read_header, read_summary
 
 FILES = ("report.html", "report.md", "trials.csv")
 """What is written, beside each other."""

@@ -9,13 +9,13 @@ from typing import Any
 from peftscout.comparison import LEVEL, Comparison, Scores
 from peftscout.config import StudyConfig
 from peftscout.earlier import Earlier
+from peftscout.header import SCHEMA, Change
 from peftscout.ledger import Record
 from peftscout.outcome import Outcome, State
 from peftscout.report.plan_words import describe
 from peftscout.strategies.base import Problem
 from peftscout.strategies.multi_fidelity_options import EarlyStopOptions
 from peftscout.strategies.stop_rule import StopRule
-from peftscout.study import SCHEMA
 from peftscout.tasks import Task
 
 
@@ -46,6 +46,7 @@ def summarise(
     total: int,
     supernet: SupernetSpent | None = None,
     earlier: Earlier | None = None,
+    changes: Sequence[Change] = (),
 ) -> dict[str, Any]:
     """Return the summary of a finished study as plain data.
 
@@ -60,6 +61,7 @@ def summarise(
         total: parameters of the backbone.
         supernet: what the one-shot search took, where there was one.
         earlier: what was taken from another study, where there was one.
+        changes: that were accepted while it ran.
     """
     return {
         "schema": SCHEMA,
@@ -80,6 +82,7 @@ def summarise(
         "spent": _spent(records, supernet or SupernetSpent()),
         "rungs": _rungs(records, problem),
         "from_study": None if earlier is None else earlier.summary(),
+        "changes": [change.to_json() for change in changes],
     }
 
 

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from peftscout.header import Change
 from peftscout.report.plan_table import plan_lines
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def report(study: Result) -> RenderableType:
     if spent.get("tokens_per_real_token"):
         cost += f" Computed {spent['tokens_per_real_token']:.2f} positions for each token."
     cost += _about_rungs(study.summary.get("rungs") or []) + _about_earlier(study.summary.get("from_study"))
+    cost += "".join(f"\nChanged: {Change.from_json(change)}." for change in study.summary.get("changes", ()))
     chosen = Text("\n".join(["Chosen plan:", *plan_lines(study.best.plan)]))
     return Group(Text(study.verdict, style="bold"), Text(), comparison(study.summary), front, chosen, Text(cost))
 

@@ -36,16 +36,22 @@ REACH = 0.01
 
 
 def one_shot_factory(
-    evaluator: Evaluator, space: Space, folder: Path, progress: Progress | None = None
+    evaluator: Evaluator,
+    space: Space,
+    folder: Path,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Callable[[WeightTraining], AbstractContextManager[SupernetInTraining]]:
     """Return what opens the supernet of ``space`` on the evaluator's backbone; its state is kept in ``folder``.
+
+    ``note`` is told where it had to go back further than to the last state.
 
     Inside, running out of memory is a `SupernetMemoryError`.
     """
 
     @contextmanager
     def opened(training: WeightTraining) -> Iterator[SupernetInTraining]:
-        one_shot = SupernetInTraining(evaluator, space, training, KeptSearch(folder), progress)
+        one_shot = SupernetInTraining(evaluator, space, training, KeptSearch(folder, note), progress)
         try:
             yield one_shot
         except (torch.OutOfMemoryError, MemoryError) as error:
