@@ -13,7 +13,7 @@ class FakeRayWorker:
     def __init__(self, start: bytes, folder: str) -> None:
         self._header = json.loads(start)["header"]
 
-    def load(self) -> tuple[bytes, bool]:
+    def load(self, parcels: dict) -> tuple[bytes, bool]:
         if self._header.get("behaviour") == "cannot start":
             raise OSError("no such thing as libfake.so")
         if self._header.get("behaviour") == "refuses":
@@ -28,6 +28,8 @@ class FakeRayWorker:
             raise RuntimeError("a defect of the worker")
         if job["request"]["label"] == "nonsense":
             return b"\x00 not json {", {}
+        if job["request"]["label"] == "full":
+            return b'{"kind": "refused", "reason": "a worker on node 7: the disk is full"}', {}
         outcome = do(job)
         staging = Path(job["folder"]) / f"attempt-{job['attempt']}"
         made = {path.name + ".json": path.read_bytes() for path in staging.glob("*")}

@@ -131,6 +131,13 @@ def test_workers_that_cannot_start_or_refuse_end_the_search_with_the_reason(clus
                 all_events(executor)
 
 
+def test_a_full_disk_of_a_worker_ends_the_search_and_is_no_outcome(cluster, tmp_path):
+    with closing(on_ray(tmp_path, most=1)) as executor:
+        executor.submit(jobs(tmp_path, "full"))
+        with pytest.raises(ExecutorError, match="node 7: the disk is full"):
+            all_events(executor)
+
+
 @pytest.mark.parametrize(
     ("need", "resources", "workers"),
     [
@@ -190,3 +197,25 @@ def test_a_study_on_ray_survives_its_driver_and_a_worker_and_equals_that_of_one_
     assert {number: after[number] for number in before} == before
     for number in result.trials["number"]:
         assert (study / "trials" / f"{number:03d}" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_study_on_machines_without_its_disk_is_sent_model_and_data(cluster, tmp_path, monkeypatch):
+    from far_ray_worker import FarRayWorker
+
+    model, data = save_tiny_model(tmp_path / "model"), write_task(tmp_path / "data", train=120, validation=30)
+    plain = {
+        "model": str(model), "budget": "5%", "data": {"source": str(data)}, "strategy": "random", "trials": 3,
+        "steps": 4, "training": {"precision": "fp32", "batch_size": 16, "shortcuts": False}, "final": {"seeds": 0},
+    }  # fmt: skip
+    config = StudyConfig.from_mapping(plain | {"executor": {"kind": "ray", "workers": 1, "address": cluster}})
+    nodes = ray.nodes()
+    assert len(nodes) == 1
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
+    monkeypatch.setattr("peftscout.executors.ray_worker.RayWorker", FarRayWorker)
+    result = search_config(config, tmp_path / "s", Silent())
+    alone = search_config(StudyConfig.from_mapping(plain), tmp_path / "alone", Silent())
+    columns = ["number", "stage", "label", "state", "cost", "score", "seed", "steps", "plan"]
+    assert result.trials[columns].equals(alone.trials[columns])
+    adapters = [f / "trials" / "000" / "adapter" / "adapter_config.json" for f in (result.folder, alone.folder)]
+    assert adapters[0].read_text() == adapters[1].read_text()
+    assert result.export(tmp_path / "out").difference <= 1e-5

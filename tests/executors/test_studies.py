@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import peftscout
 from peftscout.api import search_config
 from peftscout.config import StudyConfig
 from peftscout.errors import ConfigError, ExecutorError
-from peftscout.executors import Job, environments, processes, worker
+from peftscout.executors import Job, Workplace, environments, processes, worker
 from peftscout.executors.messages import JobData, Start, Work, read_answer, read_told
 from peftscout.executors.ray_worker import RayWorker
 from peftscout.outcome import Outcome, State
@@ -231,7 +232,7 @@ def test_a_worker_on_a_machine_without_the_study_has_a_cache_of_its_own_and_send
     header = read_header(in_process.folder).to_json()
     elsewhere = Start(header=header, cache=str(tmp_path / "nowhere" / "cache"), stacks=True)
     actor = RayWorker(elsewhere.line(), str(tmp_path / "nowhere"))
-    line, shared = actor.load()
+    line, shared = actor.load({})
     assert read_answer(line).kind == "ready"
     assert not shared
     job = Job(1, record.request, Path("/no/such/folder"), predict=True)
@@ -245,6 +246,13 @@ def test_a_worker_on_a_machine_without_the_study_has_a_cache_of_its_own_and_send
     (cache,) = tmp_path.glob("peftscout-*")
     assert (cache / "initial" / "0123456789abcdef.safetensors").read_bytes() == b"a state"
     assert not (tmp_path / "nowhere").exists()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Workplace, "do", full)
+    ((line, files),) = actor.work([JobData.of(job).line()], {})
+    assert "the disk is full" in read_answer(line).reason
     here = Start(header=header, cache=str(in_process.folder / "cache"), stacks=True)
     assert RayWorker(here.line(), ".")._shared
 
@@ -304,7 +312,6 @@ def test_a_gpu_need_not_hold_the_model_of_a_worker_and_of_a_supernet_at_once(
 
 
 def test_a_workplace_that_was_vacated_is_taken_up_again(config, tmp_path):
-    from peftscout.executors import Workplace
     from peftscout.preparation import prepare
 
     place = Workplace(prepare(config), tmp_path)

@@ -17,6 +17,7 @@ from peftscout.errors import ConfigError, ExecutorError
 from peftscout.executors.base import Event, Finished, Job, Lost
 from peftscout.executors.local import next_together
 from peftscout.executors.messages import Answered, JobData, Ready, Refused, Start, read_answer
+from peftscout.executors.shipment import pack, places_of
 from peftscout.study import is_made_by_trials
 
 STARTS = 3
@@ -122,6 +123,7 @@ class RayExecutor:
         self._failed_starts = 0
         self._began = math.inf
         self._own_cluster = False
+        self._parcels: dict[str, list[Any]] = {}
 
     @property
     def workers(self) -> int:
@@ -182,7 +184,7 @@ class RayExecutor:
         """Let all workers go; a cluster that was started for this search is shut down."""
         for worker in list(self._workers):
             self._kill(worker)
-        self._queue = []
+        self._queue, self._parcels = [], {}
         if self._own_cluster:
             self._ray.shutdown()
             self._own_cluster = False
@@ -223,7 +225,18 @@ class RayExecutor:
             self._class = RayWorker
         remote = self._ray.remote(self._class).options(max_restarts=0, max_task_retries=0, **self._need.options())
         actor = remote.remote(self._start.line(), str(Path.cwd()))
-        return _Worker(actor, actor.load.remote())
+        return _Worker(actor, actor.load.remote(self._sent()))
+
+    def _sent(self) -> Mapping[str, Sequence[Any]]:
+        """Return Ray's references to what the search reads from its disk, where there are machines without that disk.
+
+        Packed once, into the object store, from which every machine fetches what it lacks. Each reference is in a list,
+        as Ray would fetch one that is not.
+        """
+        if not self._parcels and sum(node["Alive"] for node in self._ray.nodes()) > 1:
+            config = self._start.header["config"]
+            self._parcels = {place: [self._ray.put(pack(config, place))] for place in places_of(config)}
+        return self._parcels
 
     # -- work out -----------------------------------------------------------------------------------------------------
 
@@ -287,6 +300,8 @@ class RayExecutor:
         events: list[Event] = []
         for line, files in replies:
             answer = read_answer(line)
+            if isinstance(answer, Refused):
+                raise ExecutorError(answer.reason)
             if not isinstance(answer, Answered) or not all(map(is_made_by_trials, files)):
                 raise ValueError(f"{answer.kind} with {', '.join(files) or 'no files'}")
             if answer.attempt in worker.jobs:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from peftscout import disk
 from peftscout.errors import PeftscoutError
 from peftscout.executors.base import Job
 from peftscout.executors.messages import Answered, JobData, Ready, Refused, Start
+from peftscout.executors.shipment import unpack
 from peftscout.executors.work import Workplace
 from peftscout.executors.worker import broken_device, prepared_as
 from peftscout.study import read_header
@@ -44,16 +48,45 @@ class RayWorker:
             self._cache = Path(tempfile.gettempdir()) / f"peftscout-{digest}"
         self._workplace: Workplace | None = None
 
-    def load(self) -> tuple[bytes, bool]:
-        """Load model and data. Return the line of a `Ready` or `Refused`, and whether the study's folder is seen."""
+    def load(self, parcels: Mapping[str, Sequence[Any]]) -> tuple[bytes, bool]:
+        """Load model and data. Return the line of a `Ready` or `Refused`, and whether the study's folder is seen.
+
+        ``parcels`` have, by place, Ray's reference to what the search has there: it is fetched, once a machine, where
+        this machine has no such place.
+        """
+        import ray
+
         try:
-            self._workplace = Workplace(prepared_as(self._start.header), self._cache, stacks=self._start.stacks)
+            places = {
+                place: unpack(ray.get(parcel), self._cache / "sent" / str(number))
+                for number, (place, (parcel,)) in enumerate(parcels.items())
+                if not self.sees(place)
+            }
+            prepared = prepared_as(self._start.header, places)
+            self._workplace = Workplace(prepared, self._cache, stacks=self._start.stacks)
             return Ready(together=self._workplace.together).line(), self._shared
         except PeftscoutError as error:
             return Refused(reason=str(error)).line(), self._shared
 
+    @staticmethod
+    def sees(place: str) -> bool:
+        """Whether a folder or file of the search is there on this machine, too."""
+        return Path(place).exists()
+
     def work(self, jobs: list[bytes], initial: Files) -> list[Reply]:
-        """Evaluate ``jobs``, lines of `JobData`; ``initial`` are states that they start from, by name."""
+        """Evaluate ``jobs``, lines of `JobData`; ``initial`` are states that they start from, by name.
+
+        Trouble with this machine's disk is no outcome of theirs: the answer is a `Refused` then.
+        """
+        try:
+            return self._worked(jobs, initial)
+        except Exception as error:
+            if (trouble := disk.trouble(error)) is None:
+                raise
+            reason = f"a worker on {platform.node()}: {trouble} ({error}); mend it and run the same command again"
+            return [(Refused(reason=reason).line(), {})]
+
+    def _worked(self, jobs: list[bytes], initial: Files) -> list[Reply]:
         assert self._workplace is not None
         for name, data in initial.items():
             _keep(self._cache / "initial" / f"{name}.safetensors", data)

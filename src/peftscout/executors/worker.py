@@ -11,18 +11,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO
+from typing import IO, Any
 
 from peftscout import disk
 from peftscout.config import StudyConfig, config_diff
 from peftscout.errors import ExecutorError, PeftscoutError
 from peftscout.executors.group import GRACE, Followers, follows
 from peftscout.executors.messages import Answered, Message, Note, Ready, Refused, Start, Stepped, Told, Work, read_told
+from peftscout.executors.shipment import moved, under_their_names
 from peftscout.executors.work import Workplace, loaded_for_good
 from peftscout.outcome import Outcome, State
 from peftscout.preparation import Prepared, prepare
@@ -32,15 +33,21 @@ GONE = 3
 """Exit code of a worker whose search is gone, or whose GPU is in no state to go on."""
 
 
-def prepared_as(header: dict[str, object]) -> Prepared:
-    """Prepare the study of ``header``, a `peftscout.study.Header` as JSON, on this machine.
+def prepared_as(header: dict[str, Any], places: Mapping[str, str] | None = None) -> Prepared:
+    """Prepare the study of ``header``, a `peftscout.header.Header` as JSON, on this machine.
+
+    ``places`` are where folders and files are on this machine, where they are not where the study has them.
 
     Raises:
         PeftscoutError: when it cannot be prepared here.
         ExecutorError: when what is found here is not what the study was made with: other data, model or versions.
     """
-    prepared = prepare(StudyConfig.from_mapping(header["config"]))  # type: ignore[arg-type]
-    prepared = replace(prepared, arithmetic=Arithmetic.from_json(header["arithmetic"]))  # type: ignore[arg-type]
+    config = StudyConfig.from_mapping(header["config"])
+    if places:
+        prepared = under_their_names(prepare(StudyConfig.from_mapping(moved(header["config"], places))), config)
+    else:
+        prepared = prepare(config)
+    prepared = replace(prepared, arithmetic=Arithmetic.from_json(header["arithmetic"]))
     here = json.loads(json.dumps(prepared.header().to_json()))
     if lines := config_diff(header, here):
         raise ExecutorError("a worker found something else than the search has:\n  " + "\n  ".join(lines))
