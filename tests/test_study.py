@@ -154,6 +154,14 @@ def test_a_change_that_would_make_scores_false_is_refused_whoever_asks(tmp_path,
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
 
 
+@pytest.mark.parametrize("part", ["data", "model"])
+def test_a_header_that_does_not_say_what_scores_depend_on_allows_no_change(tmp_path, part):
+    with Study(tmp_path / "s", replace(header(), **{part: {}})):
+        pass
+    with pytest.raises(StudyError, match="the header does not say it"):
+        accepting(tmp_path / "s", header()).__enter__()
+
+
 def test_data_that_moved_but_have_the_same_rows_may_be_accepted(tmp_path):
     with Study(tmp_path / "s", header({"files": {"train": {"name": "a.csv"}}})):
         pass

@@ -127,7 +127,10 @@ def what_forbids_a_change(old: Header, new: Header) -> tuple[str, ...]:
     to do.
     """
     by_weights = old.config.get("seed") == new.config.get("seed")
-    return tuple(config_diff(_binding(old, by_weights), _binding(new, by_weights)))
+    try:
+        return tuple(config_diff(_binding(old, by_weights), _binding(new, by_weights)))
+    except (KeyError, IndexError, TypeError) as error:
+        return (f"{error}: the header does not say it",)
 
 
 def leaves_the_search(difference: str) -> bool:
