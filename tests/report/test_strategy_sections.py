@@ -65,9 +65,11 @@ SCOUT = [
             {"name": "end", "places": [["final_norm", "norm"]], "sizes": [1], "values": [-2.0]},
         ],
         "ranking": [
-            {"label": "scout", "cost": 700, "value": 4.0, "held_out_loss": 0.5, "plan": {}},
-            {"label": "scout, diverged", "cost": 300, "value": 4.0, "held_out_loss": None, "plan": {}},
+            {"label": "scout", "cost": 700, "value": 4.0, "held_out_loss": 0.5, "all_rows": True, "plan": {}},
+            {"label": "scout, diverged", "cost": 300, "value": 4.0, "held_out_loss": None, "all_rows": False,
+             "plan": {}},
             {"label": "uniform LoRA in the space", "cost": 800, "value": 2.0, "held_out_loss": 0.4, "plan": {}},
+            {"label": "by fisher", "cost": 80, "value": 2.0, "held_out_loss": 0.3, "all_rows": False, "plan": {}},
         ],
     },
 ]  # fmt: skip
@@ -119,10 +121,12 @@ def test_scouts_values_are_shares_by_layer_and_place():
     assert values.table.rows[0][1:] == (75.0, "1: 1, 4: 3")
 
 
-def test_scouts_ranking_begins_with_the_lowest_loss_and_ends_with_what_diverged():
+def test_scouts_ranking_begins_with_the_lowest_loss_on_all_rows_and_ends_with_what_diverged():
     ranking = ranking_table(SCOUT)
     assert ranking is not None
-    assert [row[0] for row in ranking.rows] == ["uniform LoRA in the space", "scout", "scout, diverged"]
+    best_first = ["uniform LoRA in the space", "scout", "by fisher", "scout, diverged"]
+    assert [row[0] for row in ranking.rows] == best_first
+    assert [row[4] for row in ranking.rows] == ["all rows", "all rows", "a part of them", "a part of them"]
 
 
 def test_a_search_that_was_stopped_before_its_ranking_has_nothing_to_tell():

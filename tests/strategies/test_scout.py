@@ -112,7 +112,7 @@ def test_a_step_takes_one_pass_and_ranking_none() -> None:
     search, one_shot = searched(ScoutOptions(steps=20), budget=512, space=small_space())
     assert one_shot.passes == 20
     assert one_shot.drawn == {"train": 20, "validation": 0}
-    assert len(search.losses) == len(search.candidates())
+    assert len(search.losses) == len(search.candidates()) > len(search.closer) >= search.o.checks
 
 
 @pytest.mark.parametrize("measure", ["removal", "fisher", "saliency"])
@@ -291,7 +291,8 @@ def test_what_is_much_like_a_better_plan_stands_back_in_the_ranking() -> None:
     search = ScoutSearch(modules, 10**6, 5, 0, ScoutOptions(), Plan())
     plans = {"a": {0: 1, 1: 1}, "like a": {0: 1, 1: 1, 2: 0}, "b": {5: 1}, "half of a": {0: 1}}
     search._candidates = [Candidate(label, levels) for label, levels in plans.items()]
-    search.losses = [0.1, 0.2, 0.4, 0.3]
+    search.losses = search.closer = [0.1, 0.2, 0.4, 0.3]
+    search.closer = sorted(search.losses)
     assert [r.label for r in search.ranking()] == ["a", "half of a", "b", "like a"]
     assert search._shared(plans["a"], plans["like a"]) == pytest.approx(8 / 9)
     assert search._shared(plans["a"], plans["half of a"]) == pytest.approx(1 / 2)
@@ -311,29 +312,84 @@ def test_the_ranking_goes_by_the_held_out_loss_with_the_weights_of_the_supernet(
     search, one_shot = searched(ScoutOptions(), budget=4 * 64)
     ranked = search.ranking()
     assert {r.plan.digest for r in ranked} == {search.modules.plan(c.levels).digest for c in search.candidates()}
-    best = search.candidates()[int(np.argmin(search.losses))]
+    best = search.candidates()[int(np.argmin(search.losses))]  # the toy loses the same on any rows
     assert ranked[0] == (best.label, search.modules.plan(best.levels))
     assert ranked[0].plan == search.modules.plan(dict.fromkeys(USEFUL, 0))
     (event,) = [event for event in one_shot.events if "ranking" in event]
-    assert [entry["held_out_loss"] for entry in event["ranking"]] == search.losses
+    assert [entry["held_out_loss"] for entry in event["ranking"]] == sorted(search.losses)
+    assert [entry["all_rows"] for entry in event["ranking"]].count(True) == len(search.closer)
     assert all(entry["cost"] <= 256 for entry in event["ranking"])
 
 
-def test_a_candidate_whose_loss_is_infinite_is_last_and_the_log_has_none() -> None:
+class TwoLooks(ToyOneShot):
+    """On few rows plans look the other way round than on all of them."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.rows: list[int] = []
+
+    def held_out_loss(self, gates, rows):
+        self.rows.append(rows)
+        loss = super().held_out_loss(gates, rows)
+        return loss if rows == 30 else -loss
+
+
+def test_all_are_ranked_on_a_part_of_the_rows_and_a_better_third_on_all_of_them() -> None:
+    modules = Modules(small_space((1, 4)))
+    one_shot = TwoLooks(modules, np.ones(12), np.ones(12, dtype=int))
+    options = ScoutOptions(steps=10, ranking_rows=30, checks=1, alternatives=4)
+    search = ScoutSearch(modules, 4 * 64, 10, 0, options, Plan())
+    while not search.finished:
+        search.advance(one_shot)
+    n = len(search.candidates())
+    again = max(1, -(-n // 3))
+    assert n >= 4
+    assert one_shot.rows == [8] * n + [30] * again
+    first, closer = np.array(search.losses), np.array(search.closer)
+    looked_at = np.argsort(first, kind="stable")[:again]
+    np.testing.assert_allclose(closer, -first[looked_at])
+    order = [search.candidates()[i].label for i in search._order()]
+    best_first = [*looked_at[np.argsort(closer, kind="stable")], *np.argsort(first, kind="stable")[again:]]
+    assert order == [search.candidates()[i].label for i in best_first]
+
+
+def test_a_search_that_stops_between_the_two_looks_goes_on_to_the_same_ranking() -> None:
+    def fresh() -> ScoutSearch:
+        return ScoutSearch(Modules(small_space((1, 4))), 4 * 64, 10, 0, ScoutOptions(steps=10, ranking_rows=30), Plan())
+
+    one_shot = TwoLooks(Modules(small_space((1, 4))), np.ones(12), np.ones(12, dtype=int))
+    search, stopped = fresh(), None
+    while not search.finished:
+        if len(search.closer) == 2 and stopped is None:
+            stopped = search.save()
+        search.advance(one_shot)
+    again = fresh()
+    again.load(stopped)
+    while not again.finished:
+        again.advance(one_shot)
+    assert (again.losses, again.closer) == (search.losses, search.closer)
+    assert again.ranking() == search.ranking()
+
+
+@pytest.mark.parametrize("least", [1, 256])
+def test_a_candidate_whose_loss_is_infinite_at_any_look_is_last_and_the_log_has_none(least: int) -> None:
     modules = Modules(small_space((1,)))
 
     class Diverging(ToyOneShot):
-        asked = 0
+        worst = None
 
         def held_out_loss(self, gates, rows):
-            self.asked += 1
-            return np.inf if self.asked == 1 else super().held_out_loss(gates, rows)
+            self.worst = self.worst or gates
+            diverges = rows >= least and np.array_equal(gates.on, self.worst.on)
+            return np.inf if diverges else super().held_out_loss(gates, rows)
 
     one_shot = Diverging(modules, np.ones(12), np.ones(12, dtype=int))
     search = ScoutSearch(modules, 256, 9, 0, ScoutOptions(), Plan())
     run(search, one_shot, 50)
     assert search.ranking()[-1].label == "scout"
-    assert one_shot.events[-1]["ranking"][0]["held_out_loss"] is None
+    told = [entry["held_out_loss"] for entry in one_shot.events[-1]["ranking"]]
+    assert told[-1] is None
+    assert None not in told[:-1]
 
 
 # -- saving ---------------------------------------------------------------------------------------------------------

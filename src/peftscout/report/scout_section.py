@@ -64,16 +64,25 @@ def module_values(events: Sequence[Mapping[str, Any]]) -> Values | None:
     )
 
 
+_ROWS = {True: "all rows", False: "a part of them"}
+
+
 def ranking_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the plans that scout ranked, the best first; ``None`` without a ranking."""
     ranked = (events[-1].get("ranking") if events else None) or []
     if not ranked:
         return None
-    unknown = float("inf")
-    ranked = sorted(ranked, key=lambda r: unknown if r["held_out_loss"] is None else r["held_out_loss"])
+
+    def place(r: Mapping[str, Any]) -> tuple[bool, float]:
+        loss = r["held_out_loss"]
+        return not r.get("all_rows", True) or loss is None, float("inf") if loss is None else loss
+
     return Table.of(
-        ("plan", "parameters", "value", "held-out loss with the supernet's weights"),
-        [(r["label"], r["cost"], r["value"], r["held_out_loss"]) for r in ranked],
+        ("plan", "parameters", "value", "held-out loss with the supernet's weights", "on"),
+        [
+            (r["label"], r["cost"], r["value"], r["held_out_loss"], _ROWS[r.get("all_rows", True)])
+            for r in sorted(ranked, key=place)
+        ],
     )
 
 

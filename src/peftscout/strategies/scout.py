@@ -8,7 +8,8 @@
    the modules that no budget of interest chooses are dropped, and the steps get cheaper.
 3. The plans of the ladder, a few from shaken values, those of the other measures of value, one without the op that has
    most of the budget, and uniform LoRA as the space has it are ranked by their loss on training rows that the supernet
-   did not see, with the supernet's weights. What is much like a better one stands back.
+   did not see, with the supernet's weights: all on a part of the rows, the better third on all of them. What is much
+   like a better one stands back.
 4. The first of them are trained as any plan is, from fresh weights and from those of the supernet (`scout_checks`).
    Uniform LoRA is trial 0 of every study, so where nothing beats it, it is the result.
 """
@@ -39,6 +40,9 @@ QUICK_CELLS = 20_000_000
 
 ALIKE = 0.7
 """Share of parameters from which two plans are taken to be nearly the same."""
+
+FIRST_LOOK = 4
+"""Part of the rows, one in so many, on which all candidates are ranked."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 20
@@ -90,6 +94,7 @@ class ScoutSearch:
         self.iteration = 0
         self.slopes = GateSlopes((modules.costs.shape[0], modules.costs.shape[1]), options.memory * steps)
         self.losses: list[float] = []
+        self.closer: list[float] = []
         self._affordable: NDArray[np.bool_] = np.asarray(modules.allowed & (modules.costs <= budget))
         self.kept: NDArray[np.bool_] = np.asarray(self._affordable.any(1))
         self._shrinks = options.shrinks_at(steps)
@@ -98,7 +103,7 @@ class ScoutSearch:
     @property
     def finished(self) -> bool:
         """Whether the supernet is trained and all candidates are ranked."""
-        return self.iteration >= self.steps and len(self.losses) >= len(self.candidates())
+        return self.iteration >= self.steps and self._ranked
 
     def advance(self, one_shot: OneShot) -> None:
         """Train the supernet by one step, or rank one candidate."""
@@ -238,11 +243,37 @@ class ScoutSearch:
         return levels
 
     def _rank(self, one_shot: OneShot) -> None:
-        candidate = self.candidates()[len(self.losses)]
-        plan = self.modules.plan(candidate.levels)
-        self.losses.append(one_shot.held_out_loss(Gates.of_plan(plan, self.modules), self.o.ranking_rows))
-        if len(self.losses) == len(self.candidates()):
+        """Score the next candidate: all on a part of the rows, then the better ones on all of them."""
+        first = len(self.losses) < len(self.candidates())
+        n = len(self.losses) if first else self._better()[len(self.closer)]
+        plan = self.modules.plan(self.candidates()[n].levels)
+        rows = -(-self.o.ranking_rows // FIRST_LOOK) if first else self.o.ranking_rows
+        (self.losses if first else self.closer).append(one_shot.held_out_loss(Gates.of_plan(plan, self.modules), rows))
+        if self._ranked:
             one_shot.log({"iteration": self.iteration + 1, "values": self._values_told(), "ranking": self._told()})
+
+    @property
+    def _ranked(self) -> bool:
+        return len(self.losses) == len(self.candidates()) and len(self.closer) == len(self._better())
+
+    def _better(self) -> list[int]:
+        """Return the candidates that are looked at more closely, in the order of the first look; none before its end.
+
+        There are a third of them, and at least as many as may be checked; none that diverged.
+        """
+        if len(self.losses) < (n := len(self.candidates())):
+            return []
+        in_order = [int(n) for n in np.argsort(np.array(self.losses), kind="stable") if np.isfinite(self.losses[n])]
+        return in_order[: max(self.o.checks, -(-n // 3))]
+
+    def _order(self) -> list[int]:
+        """Return all candidates, the best first: those that were looked at more closely before all others."""
+        closer = dict(zip(self._better(), self.closer, strict=True))
+
+        def place(n: int) -> tuple[bool, float]:
+            return not np.isfinite(closer.get(n, np.inf)), closer.get(n, self.losses[n])
+
+        return sorted(range(len(self.losses)), key=place)
 
     def _values_told(self) -> list[dict[str, Any]]:
         return [
@@ -256,20 +287,23 @@ class ScoutSearch:
         ]
 
     def _told(self) -> list[dict[str, Any]]:
-        values = self.values()
+        """Return the ranking, the best first."""
+        values, closer = self.values(), dict(zip(self._better(), self.closer, strict=True))
+        found = [(n, self.candidates()[n], closer.get(n, self.losses[n])) for n in self._order()]
         return [
             {
                 "label": candidate.label,
                 "cost": int(sum(self.modules.costs[m, k] for m, k in candidate.levels.items())),
                 "value": float(sum(values[m, k] for m, k in candidate.levels.items())),
                 "held_out_loss": loss if np.isfinite(loss) else None,
+                "all_rows": n in closer,
                 "plan": self.modules.plan(candidate.levels).to_json(),
             }
-            for candidate, loss in zip(self.candidates(), self.losses, strict=True)
+            for n, candidate, loss in found
         ]
 
     def ranking(self) -> list[Ranked]:
-        """Return all candidates, the one of the lowest held-out loss first.
+        """Return all candidates, the best first.
 
         Those that share more than `ALIKE` of their parameters with a better one come after all others: there are few
         checks, and the second of two that are alike tells little.
@@ -277,7 +311,7 @@ class ScoutSearch:
         candidates = self.candidates()
         apart: list[Candidate] = []
         alike: list[Candidate] = []
-        for n in np.argsort(np.array(self.losses), kind="stable"):
+        for n in self._order():
             of_another = any(self._shared(candidates[n].levels, better.levels) > ALIKE for better in apart)
             (alike if of_another else apart).append(candidates[n])
         return [Ranked(c.label, self.modules.plan(c.levels)) for c in (*apart, *alike)]
@@ -294,11 +328,13 @@ class ScoutSearch:
 
     def save(self) -> Kept:
         """Return the whole state; the random streams follow from seed and iteration."""
-        arrays = {"kept": self.kept, "losses": np.array(self.losses, dtype=np.float64), **self.slopes.state()}
+        losses = {name: np.array(getattr(self, name), dtype=np.float64) for name in ("losses", "closer")}
+        arrays = {"kept": self.kept, **losses, **self.slopes.state()}
         return Kept(arrays, {"iteration": self.iteration})
 
     def load(self, kept: Kept) -> None:
         """Take up a `save`."""
         self.iteration, self._candidates = kept.facts["iteration"], None
-        self.kept, self.losses = kept.arrays["kept"].copy(), kept.arrays["losses"].tolist()
+        self.kept = kept.arrays["kept"].copy()
+        self.losses, self.closer = kept.arrays["losses"].tolist(), kept.arrays["closer"].tolist()
         self.slopes.load({name: kept.arrays[name] for name in self.slopes.state()})
