@@ -26,9 +26,9 @@ from peftscout.strategies.design_spaces import statistics as st
 from peftscout.strategies.design_spaces.statistics import Array
 
 Verdict = Literal["decided", "undecided"]
-Fate = Literal["kept", "open", "beaten", "tied", "dropped", "refused", "failed"]
-"""Of an option: kept (decided for), open (stays on an undecided axis), beaten (significantly worse), tied (less simple
-than the kept one and not better by delta), dropped (at a lower rung), refused (impossible), failed."""
+Fate = Literal["kept", "open", "beaten", "passed over", "dropped", "refused", "failed"]
+"""Of an option: kept (decided for), open (stays on an undecided axis), beaten (significantly worse), passed over (less
+simple than the kept one and not better by delta), dropped (at a lower rung), refused (impossible), failed."""
 
 
 _FINENESS = 10
@@ -114,7 +114,7 @@ def decide(comparison: Comparison, delta: float, alpha: float) -> Decision:
         kept = tuple(i for i in options if not beaten[i])
         why = tuple(_why_open(c, i, lead[i], fates[i], delta) for i in options)
         return Decision("undecided", kept, tuple(fates), why)
-    fates = ["kept" if i == choice else "beaten" if beaten[i] else "tied" for i in options]
+    fates = ["kept" if i == choice else "beaten" if beaten[i] else "passed over" for i in options]
     why = tuple(_why_decided(c, i, len(good_enough), fates[i], delta) for i in options)
     return Decision("decided", (choice,), tuple(fates), why)
 
@@ -131,7 +131,7 @@ def _why_decided(c: Comparison, i: int, good_enough: int, fate: Fate, delta: flo
     match fate:
         case "beaten":
             return _why_beaten(c, i)
-        case "tied":
+        case "passed over":
             return f"not better by delta {delta:g} SD than the one kept, and less simple"
         case _ if good_enough > 1:
             return f"the simplest of {good_enough} options within delta {delta:g} SD of the best"
