@@ -36,10 +36,10 @@ demo: $(STAMP)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m peftscout.demo
 
 test: check
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-full: check
-	PEFTSCOUT_TEST_FACTOR=10 $(TEST_ENV) $(BIN)/python -m pytest -n 2
+	PEFTSCOUT_TEST_FACTOR=10 $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
