@@ -194,7 +194,7 @@ def test_make_test_checks_then_runs_pytest_last_offline_with_one_thread_a_worker
     parts = ["ruff format --check", "ruff check", "mypy", "pytest"]
     assert [part for line in commands for part in parts if part in line] == parts
     assert {"OMP_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(commands[-1].split())
-    assert commands[-1].endswith("-m pytest -n 2")
+    assert commands[-1].endswith("-m pytest -n 2 --dist worksteal")
 
 
 def test_make_demo_runs_the_demo_offline(checkout: Path) -> None:
