@@ -138,6 +138,7 @@ OTHER_ROWS = {name: {"rows": 8, "sha256": name * 11} for name in ("train", "sear
         (header(training={"batch_size": 8}), "training.batch_size: 32 -> 8"),
         (header(dtype="bfloat16"), "dtype: None -> 'bfloat16'"),
         (header(model="n", seed=1), "model: 'm' -> 'n'"),
+        (header(also=[{"source": "cb", "max_length": 9}]), "also.max_length: [] -> [9]"),
         (header(from_study="other"), "from_study: None -> 'other'"),
     ],
 )

@@ -151,6 +151,7 @@ def _binding(header: Header, by_weights: bool) -> dict[str, Any]:
     model = {"model.fingerprint": header.model["fingerprint"]} if by_weights else {}
     taken: dict[str, Any] = {"data": {key: value for key, value in header.data.items() if key != "files"}}
     taken |= {"from_study": header.config.get("from_study")}
+    taken |= {"also.max_length": [also.get("max_length") for also in header.config.get("also", ())]}
     apart = ("task", "model") if by_weights else ("task",)
     return {key: value for key, value in _decisive(header).items() if key not in apart} | model | taken
 

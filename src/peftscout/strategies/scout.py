@@ -336,5 +336,5 @@ class ScoutSearch:
         """Take up a `save`."""
         self.iteration, self._candidates = kept.facts["iteration"], None
         self.kept = kept.arrays["kept"].copy()
-        self.losses, self.closer = kept.arrays["losses"].tolist(), kept.arrays["closer"].tolist()
+        self.losses, self.closer = kept.arrays["losses"].tolist(), kept.arrays.get("closer", np.zeros(0)).tolist()
         self.slopes.load({name: kept.arrays[name] for name in self.slopes.state()})
