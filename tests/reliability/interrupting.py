@@ -34,12 +34,15 @@ CASES: dict[str, tuple[float, ...]] = {
 }
 """Seconds before each Ctrl-C, from when the second trial has begun."""
 
+STEPS = 160
+"""Of a trial: takes several times the longest wait, so that a fast machine has not ended when it is interrupted."""
+
 SETTINGS = {
     "budget": "8%",
     "strategy": "random",
     "space": "lora",
     "trials": 2,
-    "steps": 40,
+    "steps": STEPS,
     "final": {"seeds": 0},
     "training": {"threads": 1, "batch_size": 8, "precision": "fp32", "evaluations": 1, "shortcuts": False},
 }
