@@ -344,7 +344,7 @@ def test_all_are_ranked_on_a_part_of_the_rows_and_a_better_third_on_all_of_them(
     n = len(search.candidates())
     again = max(1, -(-n // 3))
     assert n >= 4
-    assert one_shot.rows == [8] * n + [30] * again
+    assert one_shot.rows == [10] * n + [30] * again
     first, closer = np.array(search.losses), np.array(search.closer)
     looked_at = np.argsort(first, kind="stable")[:again]
     np.testing.assert_allclose(closer, -first[looked_at])
@@ -371,7 +371,7 @@ def test_a_search_that_stops_between_the_two_looks_goes_on_to_the_same_ranking()
     assert again.ranking() == search.ranking()
 
 
-@pytest.mark.parametrize("least", [1, 256])
+@pytest.mark.parametrize("least", [1, ScoutOptions().ranking_rows])
 def test_a_candidate_whose_loss_is_infinite_at_any_look_is_last_and_the_log_has_none(least: int) -> None:
     modules = Modules(small_space((1,)))
 

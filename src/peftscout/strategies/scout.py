@@ -41,7 +41,7 @@ QUICK_CELLS = 20_000_000
 ALIKE = 0.7
 """Share of parameters from which two plans are taken to be nearly the same."""
 
-FIRST_LOOK = 4
+FIRST_LOOK = 3
 """Part of the rows, one in so many, on which all candidates are ranked."""
 
 _GOLDEN = (5**0.5 - 1) / 2

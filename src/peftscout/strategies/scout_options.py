@@ -67,7 +67,7 @@ class ScoutOptions:
     shrink_from: float = 0.3
     slack_from: float = 8.0
     slack_to: float = 2.0
-    ranking_rows: int = 256
+    ranking_rows: int = 128
     checks: int = 4
     warm_start: bool = True
     keep_every: int = 50

@@ -153,7 +153,7 @@ class SupernetInTraining:
 
     def held_out_loss(self, gates: Gates, rows: int) -> float:
         """Return the mean loss on validation rows; see `strategies.one_shot.OneShot.held_out_loss`."""
-        half, batch_size = self._rows.halves["validation"], self._evaluator.settings.eval_batch_size
+        half, batch_size = self._rows.halves["validation"], self._evaluator.settings.batch_size
         chosen = half.subset(np.unique(np.linspace(0, len(half) - 1, min(rows, len(half))).astype(np.int64)))
         self._weights.net.set_gates(gates)
         forward = Forward(self._weights.net.model, self._evaluator.make_batch, self._evaluator.device)
