@@ -15,6 +15,7 @@ from contract import problem
 
 import search_quality
 import value_correlation
+from peftscout.outcome import Outcome, State
 from peftscout.strategies import STRATEGIES
 from value_correlation import COLUMNS, PREDICTORS, append, by_seed, cell, correlation, plans_of, read, table
 
@@ -133,7 +134,7 @@ def test_a_search_is_compared_where_both_were_trained_and_within_its_space() -> 
     }
     lines = search_quality.table("lora").splitlines()
     assert lines[2] == "| sst2 | 0.1% | 0.550 | 0.485 | 0.520 | 0.750 |"
-    assert lines[-1] == "| scout | +0.265 [+0.265, +0.265] | 2 | +0.200 [+0.200, +0.200] | 2 | 1.5 |"
+    assert lines[-1] == "| scout | +0.265 [+0.265, +0.265] | 2 | +0.200 [+0.200, +0.200] | 2 |  | 0 | 1.5 |"
 
 
 @pytest.mark.usefixtures("quality")
@@ -149,3 +150,33 @@ def test_uniform_lora_is_trained_once_for_all_spaces() -> None:
     cells = list(search_quality.cells(["sst2"], ["0.1%"], [0], ["scout", "random"], "bipeft-s1"))
     assert [cell.contender for cell in cells if cell.key in done] == ["uniform"]
     assert len(cells) == 2 + search_quality.RANDOM_PLANS
+
+
+@pytest.mark.usefixtures("quality")
+def test_tuned_uniform_lora_has_the_factor_that_is_best_on_the_mean_over_the_seeds_that_all_factors_have() -> None:
+    for seed, (low, high) in enumerate([(0.9, 0.4), (0.3, 0.9)]):
+        search_quality.append(quality_row("uniform x0.33", low, seed=seed))
+        search_quality.append(quality_row("uniform x3", high, seed=seed))
+    search_quality.append(quality_row("uniform x0.33", 1.0, seed=2))
+    assert search_quality.scores("lora")["uniform, tuned"] == {("sst2", "0.1%", "0"): 0.4, ("sst2", "0.1%", "1"): 0.9}
+    assert "| +0.100 [-2.441, +2.641] | 2 | 1.5 |" in search_quality.table("lora")
+
+
+def test_the_factors_of_tuned_uniform_lora_are_trained_once_for_all_spaces() -> None:
+    of = {cell.key[-1] for cell in search_quality.cells(["sst2"], ["0.1%"], [0], ["tuned"], "bipeft-s1")}
+    assert of == {""}
+
+
+def test_a_search_that_trains_is_given_its_trials_and_the_best_of_them_is_its_plan() -> None:
+    asked = []
+
+    def evaluator(request):
+        asked.append(request.plan)
+        failed = len(asked) == 4
+        score = None if failed else float(-abs(len(asked) - 7))
+        return Outcome(State.FAILED if failed else State.DONE, request.plan.cost(p.sites), score)
+
+    p = problem(space="lora")
+    plan = search_quality.best_trained("random", {}, p, evaluator)
+    assert len(asked) == search_quality.TRAINED_TRIALS
+    assert plan == asked[6]
