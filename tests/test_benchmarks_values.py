@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "strategies"))
 from contract import problem
 
+import mixed_rates
 import search_quality
 import value_correlation
 from peftscout.outcome import Outcome, State
@@ -180,3 +181,19 @@ def test_a_search_that_trains_is_given_its_trials_and_the_best_of_them_is_its_pl
     plan = search_quality.best_trained("random", {}, p, evaluator)
     assert len(asked) == search_quality.TRAINED_TRIALS
     assert plan == asked[6]
+
+
+def test_rates_are_named_by_what_they_multiply_and_by_how_much() -> None:
+    assert mixed_rates.factors("as they are") == {}
+    assert mixed_rates.factors("norm x0.33") == {"norm": 0.33}
+    assert mixed_rates.factors("vectors x2") == {"bias": 2.0, "norm": 2.0}
+    assert set(mixed_rates.factors("all x0.5")) == {"lora", "lowrank_adapter", "bias", "norm"}
+
+
+def test_a_plan_on_every_projection_is_named_by_its_rank_and_other_names_are_refused() -> None:
+    p = problem(space="lora")
+    plan = mixed_rates.plan_named("all-linear-2", "sst2", "0.1%", p, None)
+    assert {placement.size for placement in plan} == {2}
+    assert len(plan) == sum(site.kind == "linear" for site in p.sites.values())
+    with pytest.raises(SystemExit, match="scout: a plan is uniform, random-N or all-linear-R"):
+        mixed_rates.plan_named("scout", "sst2", "0.1%", p, None)
