@@ -13,7 +13,7 @@ GLUE: folder with sst2/, stsb/. Plans of the space bipeft-s1 (LoRA, low-rank ada
 from __future__ import annotations
 
 import argparse
-from itertools import groupby
+from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,28 +58,21 @@ def run(glue: Path, tasks: list[str], budgets: list[str], plans: list[str], rate
     done = {tuple(row[c] for c in COLUMNS[:5]) for row in csv_rows.read(RESULTS)}
     for task in tasks:
         whole, prepared = study(glue, task, SPACE)
+        total = prepared.backbone.model_map.total
         with TemporaryDirectory() as cache:
             evaluator = make_evaluator(prepared, Path(cache))
-            for budget in budgets:
-                problem = problem_of(whole, Cell(task, budget, SEED, UNIFORM, SPACE), prepared.backbone.model_map.total)
-                for name in plans:
-                    plan = plan_named(name, task, budget, problem, evaluator)
-                    for each in (DEFAULT, *rates):
-                        scales = {op: x for op, x in factors(each).items() if op in plan.ops}
-                        key = (task, budget, name, each, str(SEED))
-                        if key in done or (each != DEFAULT and not scales):
-                            continue
-                        outcome = evaluator(Evaluate(plan, Fidelity(STEPS), SEED, op_lr_scales=tuple(scales.items())))
-                        row = [
-                            *key,
-                            len(plan.sizes),
-                            outcome.cost,
-                            outcome.score,
-                            outcome.metrics.get("loss", ""),
-                            STEPS,
-                        ]
-                        csv_rows.append(RESULTS, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
-                        print(*row, flush=True)
+            for budget, name, each in product(budgets, plans, (DEFAULT, *rates)):
+                problem = problem_of(whole, Cell(task, budget, SEED, name, SPACE), total)
+                plan = plan_named(name, task, budget, problem, evaluator)
+                scales = {op: factor for op, factor in factors(each).items() if op in plan.ops}
+                key = (task, budget, name, each, str(SEED))
+                if key in done or (each != DEFAULT and not scales):
+                    continue
+                outcome = evaluator(Evaluate(plan, Fidelity(STEPS), SEED, op_lr_scales=tuple(scales.items())))
+                loss = outcome.metrics.get("loss", "")
+                row = [*key, len(plan), outcome.cost, outcome.score, loss, STEPS]
+                csv_rows.append(RESULTS, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
+                print(*row, flush=True)
 
 
 def table() -> None:

@@ -150,7 +150,9 @@ def plan_of(
         return make_strategy("random", problem, {}).ask(RANDOM_PLANS)[int(number)].plan, 0.0
     strategy, options = SEARCHES[cell.contender]
     started = time.process_time()
-    if elsewhere is not None:
+    if cell.contender in TRAINING:
+        if elsewhere is None:
+            raise ValueError(f"{cell.contender} trains in its search: give it an evaluator of other rows")
         plan = best_trained(strategy, options, problem, elsewhere)
     else:
         with TemporaryDirectory() as folder:
@@ -219,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
                 elsewhere = make_evaluator(study(args.glue, task, args.space, ELSEWHERE)[1], Path(other_cache))
             for cell in left[: args.most]:
                 of_cell = problem_of(problem, cell, prepared.backbone.model_map.total)
-                row = measure(cell, of_cell, evaluator, elsewhere if cell.contender in TRAINING else None)
+                row = measure(cell, of_cell, evaluator, elsewhere)
                 append(row)
                 print(",".join(str(row[c]) for c in COLUMNS[:-1]), flush=True)
 

@@ -1,12 +1,12 @@
 """Do scout's values rank plans as training them does? Spearman within a budget, and across budgets.
 
-    python benchmarks/value_correlation.py run GLUE --tasks sst2 cola stsb [--sets 0.1% across] [--plans 30] [--seeds 3]
+    python benchmarks/value_correlation.py run GLUE --tasks sst2 stsb [--sets 0.1% across] [--plans 30] [--seeds 3]
     python benchmarks/value_correlation.py table
 
-GLUE: folder with sst2/, cola/, stsb/; model, rows and steps are those of `search_quality`. For every task, set of plans
-and seed, scout searches once (nothing is dropped, so that every module keeps its value), and what it predicts of random
-plans is written beside what training them from fresh weights gives. A set is a budget, or ``across``: random plans of
-five budgets from 0.02 % to 0.5 %. Predictors:
+GLUE: folder with a folder for each task; model, rows and steps are those of `search_quality`. For every task, set of
+plans and seed, scout searches once (nothing is dropped, so that every module keeps its value), and what it predicts of
+random plans is written beside what training them from fresh weights gives. A set is a budget, or ``across``: random
+plans of five budgets from 0.02 % to 0.5 %. Predictors:
 
     difference, removal, opening, fisher, saliency   the sum over the plan of the value of each level, by each measure
     supernet_loss   held-out loss with the supernet's weights, with a minus

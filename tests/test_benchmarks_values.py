@@ -183,6 +183,12 @@ def test_a_search_that_trains_is_given_its_trials_and_the_best_of_them_is_its_pl
     assert plan == asked[6]
 
 
+def test_a_search_that_trains_never_does_so_on_the_rows_that_are_scored() -> None:
+    cell = search_quality.Cell("sst2", "0.1%", 0, "autopeft", "lora")
+    with pytest.raises(ValueError, match="autopeft trains in its search: give it an evaluator of other rows"):
+        search_quality.plan_of(cell, problem(space="lora"), None)
+
+
 def test_rates_are_named_by_what_they_multiply_and_by_how_much() -> None:
     assert mixed_rates.factors("as they are") == {}
     assert mixed_rates.factors("norm x0.33") == {"norm": 0.33}
