@@ -34,7 +34,7 @@ from peftscout.training.objectives import objective_for
 from peftscout.training.one_row import one_row
 from peftscout.training.own_training import Candidate, OwnTraining, run_own
 from peftscout.training.paused import PausedTrials
-from peftscout.training.schedule import parameter_groups
+from peftscout.training.schedule import parameter_groups, rate_factors
 from peftscout.training.scoring import predict
 from peftscout.training.settings import TrainingSettings
 from peftscout.training.shortcuts import Shortcuts
@@ -179,7 +179,9 @@ class Evaluator:
         if self.own is not None:
             return run_own(self.own, self._candidate(model, request), request)
         trial = Trial(
-            parameter_groups(tuner.parameters_by_op(model), settings, request.lr_factor),
+            parameter_groups(
+                tuner.parameters_by_op(model), settings, rate_factors(request, self.backbone.model_map.sites)
+            ),
             request.fidelity,
             request.seed,
             self.rows(request.fidelity.data_fraction),

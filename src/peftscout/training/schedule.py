@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from peftscout.outcome import Fidelity
+from peftscout.cost import ops_at
+from peftscout.outcome import Evaluate, Fidelity
+from peftscout.plan import Plan, Sites
 from peftscout.training.settings import TrainingSettings
 
 MATRIX_RATE, AT_WIDTH = 3e-3, 384
 """Learning rate of matrices between layers, and the width of the model (MiniLM) that it was measured on."""
 
 HIGHEST_MATRIX_RATE = 1e-2
+
+VECTORS = ("bias", "scale", "norm")
+"""Op families that train one or two vectors at a place."""
 
 
 def rates_at(width: int, rates: Mapping[str, float | None]) -> dict[str, float]:
@@ -25,6 +31,25 @@ def rates_at(width: int, rates: Mapping[str, float | None]) -> dict[str, float]:
     """
     of_matrices = min(HIGHEST_MATRIX_RATE, MATRIX_RATE * AT_WIDTH / width)
     return {op: of_matrices if rate is None else rate for op, rate in rates.items()}
+
+
+def rate_factors(request: Evaluate, sites: Sites) -> Callable[[str], float]:
+    """Return op family, or ``head``, -> factor on its learning rate in this evaluation."""
+    of_vectors = vectors_among_others(request.plan, sites)
+    return lambda op: request.lr_factor(op) * (of_vectors if op in VECTORS else 1.0)
+
+
+def vectors_among_others(plan: Plan, sites: Sites) -> float:
+    """Return the factor on the learning rates of `VECTORS` in a plan: one over the families that it amounts to.
+
+    A family that is on at half of its places counts a half. The rates were measured with each family alone, where the
+    vectors need large steps to do all that there is to do. Every step of Adam is as long for them whatever else is
+    trained, and what the modules of a plan add to the hidden states adds up: with several whole families the vectors
+    overshoot (``docs/training.md``). Below one family's worth nothing changes.
+    """
+    places = Counter(op for site in sites.values() for op in ops_at(site))
+    families = sum(n / places[op] for op, n in Counter(placement.op for placement in plan).items())
+    return 1 / max(1.0, families)
 
 
 def parameter_groups(

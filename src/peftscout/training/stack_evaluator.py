@@ -16,7 +16,7 @@ from peftscout.training.frozen_prefix import bare
 from peftscout.training.loop import Progress
 from peftscout.training.memory import PeakMemory
 from peftscout.training.one_row import one_row
-from peftscout.training.schedule import parameter_groups
+from peftscout.training.schedule import parameter_groups, rate_factors
 from peftscout.training.together import StackForward, train_together
 from peftscout.training.trial import Trial
 
@@ -128,7 +128,9 @@ def _trial(evaluator: Evaluator, stack: Stack, slot: int, request: Evaluate) -> 
     if request.initial:
         stack.load_trainable_state(slot, evaluator.initial.load(request.initial))
     return Trial(
-        parameter_groups(stack.parameters_by_op(slot), evaluator.settings, request.lr_factor),
+        parameter_groups(
+            stack.parameters_by_op(slot), evaluator.settings, rate_factors(request, evaluator.backbone.model_map.sites)
+        ),
         request.fidelity,
         request.seed,
         evaluator.rows(request.fidelity.data_fraction),
