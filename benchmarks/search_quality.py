@@ -162,6 +162,22 @@ def plan_of(
     return plan, time.process_time() - started
 
 
+def found_plan(cell: Cell) -> Plan | None:
+    """Return the plan of a cell that has a row."""
+    of_cell = [row["plan"] for row in read() if key_of(row) == cell.key]
+    return plan_from(of_cell[0]) if of_cell else None
+
+
+def plan_from(text: str) -> Plan:
+    """Return the plan that was written as ``layers.0.ffn.up: lora 4; layers.1.attention.q: bias``."""
+    sizes = {}
+    for placement in text.split("; "):
+        site, written = placement.split(": ")
+        op, _, size = written.partition(" ")
+        sizes[site, op] = int(size or 1)
+    return Plan.of(sizes)
+
+
 def best_trained(strategy: str, options: dict[str, Any], problem: Problem, evaluator: Evaluator) -> Plan:
     """Return the plan with the best score of those that a strategy trains."""
     search = make_strategy(strategy, replace(problem, trials=TRAINED_TRIALS + 1), options)
@@ -290,7 +306,11 @@ def _mean(values: list[float]) -> str:
 
 
 def _difference(ours: dict[Where, float], others: dict[Where, float]) -> str:
-    pairs = [ours[where] - others[where] for where in ours if where in others]
+    return paired([ours[where] - others[where] for where in ours if where in others])
+
+
+def paired(pairs: list[float]) -> str:
+    """Return a mean difference with its interval, and behind a bar how many pairs there are."""
     if len(pairs) < 2:
         return f"{_mean(pairs)} | {len(pairs)}"
     half = float(student.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import mixed_rates
 import search_quality
 import value_correlation
 from peftscout.outcome import Outcome, State
+from peftscout.plan import Plan
+from peftscout.space import load_space
 from peftscout.strategies import STRATEGIES
 from value_correlation import COLUMNS, PREDICTORS, append, by_seed, cell, correlation, plans_of, read, table
 
@@ -190,16 +193,40 @@ def test_a_search_that_trains_never_does_so_on_the_rows_that_are_scored() -> Non
 
 
 def test_rates_are_named_by_what_they_multiply_and_by_how_much() -> None:
-    assert mixed_rates.factors("as they are") == {}
+    assert mixed_rates.factors("alone") == {}
     assert mixed_rates.factors("norm x0.33") == {"norm": 0.33}
     assert mixed_rates.factors("vectors x2") == {"bias": 2.0, "norm": 2.0}
     assert set(mixed_rates.factors("all x0.5")) == {"lora", "lowrank_adapter", "bias", "norm"}
 
 
+def test_rates_of_each_family_alone_take_back_what_the_rule_does_to_vectors() -> None:
+    p = problem(space="lora")
+    everywhere = load_space("all", p.sites)
+    plan = Plan.of({(c.site, c.op): c.sizes[-1] for c in everywhere.choices if c.op in ("bias", "norm", "lora")})
+    assert mixed_rates.scales("by the rule", plan, p) == {}
+    assert mixed_rates.scales("alone", plan, p) == pytest.approx({"bias": 3.0, "norm": 3.0})
+    assert mixed_rates.scales("all x0.5", plan, p) == pytest.approx({"bias": 1.5, "norm": 1.5, "lora": 0.5})
+    lora = Plan.of({key: size for key, size in plan.sizes.items() if key[1] == "lora"})
+    assert mixed_rates.scales("alone", lora, p) == mixed_rates.scales("by the rule", lora, p) == {}
+
+
 def test_a_plan_on_every_projection_is_named_by_its_rank_and_other_names_are_refused() -> None:
     p = problem(space="lora")
-    plan = mixed_rates.plan_named("all-linear-2", "sst2", "0.1%", p, None)
+    plan = mixed_rates.plan_named(search_quality.Cell("sst2", "0.1%", 0, "all-linear-2", "lora"), p, None)
     assert {placement.size for placement in plan} == {2}
     assert len(plan) == sum(site.kind == "linear" for site in p.sites.values())
-    with pytest.raises(SystemExit, match="scout: a plan is uniform, random-N or all-linear-R"):
-        mixed_rates.plan_named("scout", "sst2", "0.1%", p, None)
+    with pytest.raises(SystemExit, match="best: a plan is uniform, random-N, all-linear-R or in the rows"):
+        mixed_rates.plan_named(search_quality.Cell("sst2", "0.1%", 0, "best", "lora"), p, None)
+
+
+def test_a_plan_is_read_back_from_its_row(tmp_path, monkeypatch) -> None:
+    plan = Plan.of({("layers.0.ffn.up", "lora"): 4, ("layers.1.attention.q", "bias"): 1, ("layers.1.ffn", "serial"): 8})
+    assert search_quality.plan_from(str(plan)) == plan
+    cell = search_quality.Cell("sst2", "0.1%", 2, "scout", "lora")
+    row = dict.fromkeys(search_quality.COLUMNS, "0") | {
+        "task": "sst2", "budget": "0.1%", "seed": 2, "contender": "scout", "space": "lora", "plan": str(plan)
+    }  # fmt: skip
+    monkeypatch.setattr(search_quality, "RESULTS", tmp_path / "rows.csv")
+    search_quality.append(row)
+    assert search_quality.found_plan(cell) == plan
+    assert search_quality.found_plan(replace(cell, seed=1)) is None
