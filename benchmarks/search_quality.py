@@ -7,9 +7,9 @@ GLUE: folder with sst2/, cola/, stsb/, qnli/. For every task, budget and seed ea
 plan is then trained from fresh weights with that seed; so are the first 8 plans of random search, and uniform LoRA.
 Scores are those of the last step on the search split, of which no search on a supernet sees a row. AutoPEFT trains 40
 plans in its search; it does so on other rows of the task, so that it does not choose by the scores that are reported
-(a few rows may be in both samples). ``best of 8`` is chosen by these, so it is flattered; and ``uniform, tuned`` a
-little: for every task and budget it has the best of three learning-rate factors by its mean over the seeds, where all
-others have the default rates. A search costs its CPU time over that of one training.
+(a few rows may be in both samples). ``best of 8`` is chosen by these, so it is flattered; and ``uniform, tuned`` and
+``scout, tuned`` a little: for every task and budget they have the best of three learning-rate factors by its mean over
+the seeds, where all others have the default rates. A search costs its CPU time over that of one training.
 Intervals are of Student's t over (task, budget, seed): they hold for these tasks, not for tasks in general.
 
 Every training appends a row to ``results/search_quality.csv``; rows that are there are not computed again, so that a
@@ -52,10 +52,12 @@ BUDGETS = ("0.02%", "0.1%", "0.5%")
 STEPS, ROWS, SEARCH_ROWS = 110, 1500, 500
 RANDOM_PLANS = 8
 UNIFORM = "uniform"
-TUNED = {UNIFORM: 1.0, "uniform x0.33": 0.33, "uniform x3": 3.0}
-"""Uniform LoRA by learning-rate factor; all but the first come with ``--strategies tuned``."""
+FACTORS = (0.33, 3)
+"""Learning-rate factors, beside 1, of the contenders that are tuned, written ``uniform x3``."""
 
-BEST_UNIFORM = "uniform, tuned"
+TUNED = {"tuned": UNIFORM, "scout-tuned": "scout"}
+"""Name on the command line -> contender, whose plan is trained with each of `FACTORS`."""
+
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "scout": ("scout", {}),
     "bipeft": ("bipeft", {}),
@@ -65,6 +67,9 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "autopeft": ("autopeft", {}),
 }
 """Contender -> strategy and options. ``random`` and ``uniform`` are the others."""
+
+BEST_UNIFORM = "uniform, tuned"
+COMPARED = ("scout", "scout, tuned", *(name for name in SEARCHES if name != "scout"))
 
 TRAINING = ("autopeft",)
 """Contenders that train plans in their search; the others search on a supernet."""
@@ -91,8 +96,17 @@ class Cell:
             self.budget,
             str(self.seed),
             self.contender,
-            self.space if self.contender not in TUNED else "",
+            self.space if self.base != UNIFORM else "",
         )
+
+    @property
+    def base(self) -> str:
+        """The contender without its learning-rate factor."""
+        return self.contender.partition(" x")[0]
+
+    @property
+    def factor(self) -> float:
+        return float(self.contender.partition(" x")[2] or 1)
 
 
 def key_of(row: dict[str, str]) -> tuple[str, ...]:
@@ -111,8 +125,9 @@ def cells(tasks: list[str], budgets: list[str], seeds: list[int], strategies: li
 
 def contenders(name: str) -> list[str]:
     """Return the contenders of a name on the command line."""
-    of = {"random": [f"random-{n}" for n in range(RANDOM_PLANS)], "tuned": [each for each in TUNED if each != UNIFORM]}
-    return of.get(name, [name])
+    if name in TUNED:
+        return [f"{TUNED[name]} x{factor}" for factor in FACTORS]
+    return [f"random-{n}" for n in range(RANDOM_PLANS)] if name == "random" else [name]
 
 
 def study(glue: Path, task: str, space: str, seed: int = 0) -> tuple[Problem, Any]:
@@ -143,8 +158,12 @@ def plan_of(
     cell: Cell, problem: Problem, evaluator: Evaluator, elsewhere: Evaluator | None = None
 ) -> tuple[Plan, float]:
     """Return the plan of a cell, and the CPU seconds of finding it; ``elsewhere`` trains on other rows."""
-    if cell.contender in TUNED:
+    if cell.base == UNIFORM:
         return problem.baseline, 0.0
+    if cell.contender != cell.base:
+        if (plan := found_plan(replace(cell, contender=cell.base))) is None:
+            raise SystemExit(f"{cell.contender}: there is no row of {cell.base} for it yet; name that first")
+        return plan, 0.0
     name, _, number = cell.contender.partition("-")
     if name == "random":
         return make_strategy("random", problem, {}).ask(RANDOM_PLANS)[int(number)].plan, 0.0
@@ -194,7 +213,7 @@ def measure(cell: Cell, problem: Problem, evaluator: Evaluator, elsewhere: Evalu
     """Return the row of a cell."""
     plan, search_seconds = plan_of(cell, problem, evaluator, elsewhere)
     started = time.process_time()
-    outcome = evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed, TUNED.get(cell.contender, 1.0)))
+    outcome = evaluator(Evaluate(plan, Fidelity(STEPS), cell.seed, cell.factor))
     seconds = time.process_time() - started
     if outcome.score is None:
         raise RuntimeError(f"{cell}: {outcome.state}: {outcome.message}")
@@ -252,30 +271,32 @@ def scores(space: str) -> dict[str, dict[Where, float]]:
     random: dict[Where, list[float]] = defaultdict(list)
     for r in read():
         where, contender, score = (r["task"], r["budget"], r["seed"]), r["contender"], float(r["score"])
-        if contender in TUNED:
-            found[contender][where] = score
-        elif r["space"] == space and contender.startswith("random-"):
+        if r["space"] not in (space, "") and contender.partition(" x")[0] != UNIFORM:
+            continue
+        if contender.startswith("random-"):
             random[where].append(score)
-        elif r["space"] == space:
+        else:
             found[contender][where] = score
     whole = {where: values for where, values in random.items() if len(values) == RANDOM_PLANS}
     found["random, mean"] = {where: statistics.mean(values) for where, values in whole.items()}
     found["random, best of 8"] = {where: max(values) for where, values in whole.items()}
-    found[BEST_UNIFORM] = tuned(found)
-    names = (UNIFORM, BEST_UNIFORM, "random, mean", "random, best of 8", *SEARCHES)
+    for base in TUNED.values():
+        found[f"{base}, tuned"] = tuned(found, base)
+    names = (UNIFORM, BEST_UNIFORM, "random, mean", "random, best of 8", *COMPARED)
     return {name: found[name] for name in names if found[name]}
 
 
-def tuned(found: dict[str, dict[Where, float]]) -> dict[Where, float]:
-    """Return where -> score of uniform LoRA with the factor that is best, on the mean, for the task and the budget."""
-    complete = set[Where].intersection(*(set(found[name]) for name in TUNED))
+def tuned(found: dict[str, dict[Where, float]], base: str) -> dict[Where, float]:
+    """Return where -> score of ``base`` with the factor that is best, on the mean, for the task and the budget."""
+    names = (base, *(f"{base} x{factor}" for factor in FACTORS))
+    complete = set[Where].intersection(*(set(found[name]) for name in names))
     by_cell: dict[tuple[str, str], list[Where]] = defaultdict(list)
     for where in sorted(complete):
         by_cell[where[:2]].append(where)
     best = dict[Where, float]()
     for several in by_cell.values():
-        factor = max(TUNED, key=lambda name: statistics.mean(found[name][where] for where in several))
-        best |= {where: found[factor][where] for where in several}
+        chosen = max(names, key=lambda name: statistics.mean(found[name][where] for where in several))
+        best |= {where: found[chosen][where] for where in several}
     return best
 
 
@@ -291,7 +312,7 @@ def table(space: str) -> str:
         "| search | less the random mean | n | less uniform | n | less uniform, tuned | n | search, in trainings |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in [n for n in SEARCHES if n in by]:
+    for name in [n for n in COMPARED if n in by]:
         against = [_difference(by[name], by.get(other, {})) for other in ("random, mean", UNIFORM, BEST_UNIFORM)]
         lines.append(f"| {name} | {' | '.join(against)} | {_multiple(name, space)} |")
     return "\n".join(lines)
@@ -321,10 +342,12 @@ def paired(pairs: list[float]) -> str:
 def _multiple(name: str, space: str) -> str:
     """Return the median CPU time of a search over that of training the plan that it found."""
     rows = [r for r in read() if r["contender"] == name and r["space"] == space]
+    if not rows:
+        return ""
     return f"{statistics.median(float(r['search_seconds']) / float(r['train_seconds']) for r in rows):.1f}"
 
 
-NAMES = ("random", "tuned", *SEARCHES)
+NAMES = ("random", *SEARCHES, *TUNED)
 """What may be asked for beside uniform LoRA."""
 
 

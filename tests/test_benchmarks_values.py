@@ -171,6 +171,25 @@ def test_the_factors_of_tuned_uniform_lora_are_trained_once_for_all_spaces() -> 
     assert of == {""}
 
 
+def test_scout_is_tuned_with_the_plan_of_its_row(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(search_quality, "RESULTS", tmp_path / "rows.csv")
+    cells = [c for c in search_quality.cells(["sst2"], ["0.1%"], [0], ["scout-tuned"], "lora") if c.base == "scout"]
+    assert [(c.contender, c.factor, c.key[-1]) for c in cells] == [
+        ("scout x0.33", 0.33, "lora"),
+        ("scout x3", 3, "lora"),
+    ]
+    with pytest.raises(SystemExit, match=r"scout x0.33: there is no row of scout for it yet; name that first"):
+        search_quality.plan_of(cells[0], problem(space="lora"), None)
+    search_quality.append(quality_row("scout", 0.8, plan="layers.0.ffn.up: lora 4", search_seconds=9, train_seconds=9))
+    found = Plan.of({("layers.0.ffn.up", "lora"): 4})
+    assert search_quality.plan_of(cells[0], problem(space="lora"), None) == (found, 0.0)
+    search_quality.append(quality_row("scout x0.33", 0.7))
+    search_quality.append(quality_row("scout x3", 0.9))
+    search_quality.append(quality_row("uniform", 0.85, space=""))
+    assert search_quality.scores("lora")["scout, tuned"] == {("sst2", "0.1%", "0"): 0.9}
+    assert "| scout, tuned |  | 0 | 0.050 | 1 |  | 0 |  |" in search_quality.table("lora")
+
+
 def test_a_search_that_trains_is_given_its_trials_and_the_best_of_them_is_its_plan() -> None:
     asked = []
 
