@@ -70,6 +70,11 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
 
 BEST_UNIFORM = "uniform, tuned"
 COMPARED = ("scout", "scout, tuned", *(name for name in SEARCHES if name != "scout"))
+PAIRS = (
+    *(("scout", name) for name in SEARCHES if name != "scout"),
+    ("bipeft-split", "bipeft"),
+    ("s3delta-split", "s3delta"),
+)
 
 TRAINING = ("autopeft",)
 """Contenders that train plans in their search; the others search on a supernet."""
@@ -301,7 +306,7 @@ def tuned(found: dict[str, dict[Where, float]], base: str) -> dict[Where, float]
 
 
 def table(space: str) -> str:
-    """Return Markdown tables of a space: mean scores over seeds; differences to uniform and random; search costs."""
+    """Return Markdown tables of a space: means over seeds; differences to uniform and random, costs; of searches."""
     by = scores(space)
     lines = [f"| task | budget | {' | '.join(by)} |", "|---" * (2 + len(by)) + "|"]
     for task, budget in sorted(dict.fromkeys(where[:2] for where in by[UNIFORM]), key=_order):
@@ -315,6 +320,10 @@ def table(space: str) -> str:
     for name in [n for n in COMPARED if n in by]:
         against = [_difference(by[name], by.get(other, {})) for other in ("random, mean", UNIFORM, BEST_UNIFORM)]
         lines.append(f"| {name} | {' | '.join(against)} | {_multiple(name, space)} |")
+    both = [pair for pair in PAIRS if set(by.get(pair[0], {})) & set(by.get(pair[1], {}))]
+    if both:
+        lines += ["", "| difference | score | n |", "|---|---|---|"]
+        lines += [f"| {ours} less {others} | {_difference(by[ours], by[others])} |" for ours, others in both]
     return "\n".join(lines)
 
 

@@ -187,7 +187,10 @@ def test_scout_is_tuned_with_the_plan_of_its_row(tmp_path, monkeypatch) -> None:
     search_quality.append(quality_row("scout x3", 0.9))
     search_quality.append(quality_row("uniform", 0.85, space=""))
     assert search_quality.scores("lora")["scout, tuned"] == {("sst2", "0.1%", "0"): 0.9}
-    assert "| scout, tuned |  | 0 | 0.050 | 1 |  | 0 |  |" in search_quality.table("lora")
+    search_quality.append(quality_row("bipeft", 0.78, search_seconds=9, train_seconds=9))
+    written = search_quality.table("lora")
+    assert "| scout, tuned |  | 0 | 0.050 | 1 |  | 0 |  |" in written
+    assert "| scout less bipeft | 0.020 | 1 |" in written
 
 
 def test_a_search_that_trains_is_given_its_trials_and_the_best_of_them_is_its_plan() -> None:
