@@ -115,6 +115,13 @@ def botorch_method(f: Function, seed: int, evaluations: int) -> Levels:
     return botorch_search(f, seed, evaluations)
 
 
+def botorch_saas_method(f: Function, seed: int, evaluations: int) -> Levels:
+    """The same with the paper's kind of surrogate: sparse axes, by MAP."""
+    from botorch_search import botorch_search, saas
+
+    return botorch_search(f, seed, evaluations, saas)
+
+
 METHODS: dict[str, Method] = {
     "autopeft": autopeft_method(AutoPeftOptions(scan_limit=0)),
     "autopeft-scan": autopeft_method(AutoPeftOptions()),
@@ -126,6 +133,7 @@ METHODS: dict[str, Method] = {
     "tpe": optuna_method(tpe),
     "gpsampler": optuna_method(gp_sampler),
     "botorch": botorch_method,
+    "botorch-saas": botorch_saas_method,
 }
 
 
