@@ -60,7 +60,7 @@ TUNED = {"tuned": UNIFORM, "scout-tuned": "scout"}
 
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "scout": ("scout", {}),
-    "bipeft": ("bipeft", {}),
+    "bipeft": ("bipeft", {"estimator": "bilevel"}),
     "bipeft-split": ("bipeft", {"estimator": "split"}),
     "s3delta": ("s3delta", {}),
     "s3delta-split": ("s3delta", {"estimator": "split"}),

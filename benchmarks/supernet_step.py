@@ -130,15 +130,15 @@ def on_supernet(evaluator: Evaluator, space: Space, variant: str, folder: Path) 
     budget = evaluator.backbone.model_map.total // 200
     training = WeightTraining(steps, None, 0.0, CLIP, seed=0, saliency=variant.startswith("bipeft"))
     one_shot = SupernetInTraining(evaluator, space, training, KeptSearch(folder))
-    strategy, _, split = variant.partition("-")
-    estimator: Any = {"estimator": split} if split else {}
     if variant == "gated":
         gates = Gates(np.full(len(modules), 0.5), modules.allowed / modules.levels[:, None])
         return lambda: one_shot.step(gates, "train", gate_gradients=True, update_weights=True)
+    strategy, _, split = variant.partition("-")
+    estimator: Any = split or {"bipeft": "bilevel", "s3delta": "unrolled"}[strategy]
     if strategy == "bipeft":
-        search: Any = BipeftSearch(modules, budget, steps, 0, BipeftOptions(warmup=1.0, **estimator))
+        search: Any = BipeftSearch(modules, budget, steps, 0, BipeftOptions(warmup=1.0, estimator=estimator))
     else:
-        search = S3DeltaSearch(modules, budget, steps, 0, S3DeltaOptions(log_every=steps, **estimator))
+        search = S3DeltaSearch(modules, budget, steps, 0, S3DeltaOptions(log_every=steps, estimator=estimator))
     return lambda: search.advance(one_shot)
 
 

@@ -81,6 +81,23 @@ def test_search_export_and_apply_a_model_that_writes(kind, run, tmp_path):
     assert metric in json.loads(out[out.index("{") :])["report"]
 
 
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(("strategy", "estimator"), [("bipeft", "split"), ("s3delta", "unrolled")])
+def test_models_that_write_are_searched_on_a_supernet(kind, strategy, estimator, run, tmp_path):
+    name, data, _ = CASES[kind]
+    model, rows = save_tiny_writer(tmp_path / "model", name), {"train": 60, "validation": 16}
+    folder = (
+        write_task(tmp_path / "data", **rows) if data == "classes" else write_texts(tmp_path / "data", data, **rows)
+    )
+    study = tmp_path / "study"
+    asked = ["search", model, "--budget", "5%", "--trials", 2, "--final-seeds", 0, "--study", study]
+    asked += ["--strategy", strategy, "--space", "bipeft-s1", "--set", f"strategy_options.estimator={estimator}"]
+    code, _, err = run(*asked, *options(kind, folder))
+    assert code == 0, err
+    found = json.loads((study / "summary.json").read_text())["trials"][1]
+    assert (found["label"], found["state"]) == (strategy, "done")
+
+
 def test_what_a_model_cannot_do_is_said_before_anything_is_written(run, tmp_path):
     data = write_texts(tmp_path / "data", "prompts", train=20, validation=8)
     for name, kind, said in (

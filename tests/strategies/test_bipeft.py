@@ -34,8 +34,8 @@ class TestBipeft(StrategyContract):
     factory = staticmethod(lambda p: bipeft(with_toy(p), QUICK))
 
 
-class TestBipeftInOnePass(StrategyContract):
-    factory = staticmethod(lambda p: bipeft(with_toy(p), replace(QUICK, estimator="split")))
+class TestBipeftInTwoPasses(StrategyContract):
+    factory = staticmethod(lambda p: bipeft(with_toy(p), replace(QUICK, estimator="bilevel")))
 
 
 def small_space(sizes=(1, 4, 8), modules: int = 12) -> Space:
@@ -61,9 +61,10 @@ def searched(options: BipeftOptions, *, budget: int, space: Space | None = None,
 # -- it finds what is there -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("estimator", ["bilevel", "split"])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_finds_the_modules_that_matter(seed: int) -> None:
-    search, _ = searched(BipeftOptions(steps=200), budget=4 * 64, seed=seed)
+def test_it_finds_the_modules_that_matter(seed: int, estimator: str) -> None:
+    search, _ = searched(BipeftOptions(steps=200, estimator=estimator), budget=4 * 64, seed=seed, noise=0.2)
     assert set(search.select()) == set(USEFUL)
 
 
@@ -323,7 +324,7 @@ def test_sensitivity_is_train_plus_agreement_times_validation_per_parameter_and_
 # -- resuming, refusing ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("die_after", [1, 15, 28, 40])
+@pytest.mark.parametrize("die_after", [1, 8, 14, 20])
 def test_a_search_that_was_killed_goes_on_to_the_same_result(die_after: int) -> None:
     p = replace(problem(trials=5), space=small_space(), sites=small_space().sites, budget=Budget(2000, "2000"))
     options = BipeftOptions(steps=50, keep_every=9, threshold=0.3, triggers=10)

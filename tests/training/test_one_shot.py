@@ -14,7 +14,7 @@ import torch
 
 from peftscout import tuner
 from peftscout.backbone import load_backbone
-from peftscout.errors import StudyError, SupernetMemoryError
+from peftscout.errors import StudyError, SupernetError, SupernetMemoryError
 from peftscout.gates import Gates, Modules, WeightTraining
 from peftscout.plan import Budget
 from peftscout.space import Choice, Space, load_space
@@ -38,13 +38,17 @@ RATES = dict.fromkeys(
 TRAINING = WeightTraining(steps=40, learning_rate=None, weight_decay=0.0, clip=2.0, seed=3, saliency=True)
 
 
-@pytest.fixture(scope="module")
-def evaluator(tmp_path_factory) -> Evaluator:
-    model = save_tiny_model(tmp_path_factory.mktemp("model"))
-    task = load_task(write_task(tmp_path_factory.mktemp("data"), train=150, validation=20))
+def evaluator_of(folder: Path, name: str = "bert", kind: str = "classification") -> Evaluator:
+    model = save_tiny_model(folder / "model", name)
+    task = load_task(write_task(folder / ("copa" if kind == "multiple_choice" else "data"), kind=kind, train=150))
     backbone = load_backbone(str(model), task)
     train, search = (encode(split, backbone.tokenizer, max_length=32) for split in (task.train, task.search))
     return Evaluator(backbone, EncodedTask(task, train, search), TrainingSettings(RATES, batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory) -> Evaluator:
+    return evaluator_of(tmp_path_factory.mktemp("task"))
 
 
 def lora_space(evaluator: Evaluator, sizes=(1, 2)) -> Space:
@@ -358,6 +362,47 @@ def test_one_pass_over_both_halves_says_what_two_separate_passes_say(evaluator, 
                 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("bert", "regression"), ("bert", "multiple_choice"), ("llama", "classification"), ("gpt2", "regression")],
+)
+def test_so_it_is_for_other_kinds_of_tasks_and_of_models(tmp_path, name, kind, monkeypatch):
+    evaluator = evaluator_of(tmp_path, name, kind)
+    space = load_space("bipeft-s1", evaluator.backbone.model_map.sites)
+    with one_shot_factory(evaluator, space, tmp_path / "search")(TRAINING) as one_shot:
+        modules, rng = one_shot.modules, np.random.default_rng(0)
+        warm(one_shot)
+        halves_of(one_shot, monkeypatch)
+        mine, theirs = (
+            Gates(rng.uniform(0.2, 1.0, len(modules)), modules.one_hot(rng.integers(0, modules.levels)))
+            for _ in range(2)
+        )
+        seen = one_shot.step(theirs, "validation", gate_gradients=True, update_weights=False)
+        trained = one_shot.step(mine, "train", gate_gradients=False, update_weights=False)
+        expected = gradients_of(one_shot)
+        monkeypatch.setattr(one_shot, "_update", lambda: None)
+        found = one_shot.split(mine, theirs)
+        assert [step.loss for step in found] == pytest.approx([trained.loss, seen.loss], rel=1e-5)
+        assert found[1].on == pytest.approx(seen.on, rel=1e-3, abs=1e-5 * np.abs(seen.on).max())
+        rounding = 1e-5 * max(float(wanted.abs().max()) for wanted in expected)
+        for gradient, wanted in zip(gradients_of(one_shot), expected, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=rounding)
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_is_found_out_before_the_first_step(one_shot):
+    gates = warm(one_shot)
+    model, model_map = one_shot._weights.net.model, one_shot._evaluator.backbone.model_map
+    block = model.get_submodule(model_map.blocks["layers"][0])
+    hook = block.register_forward_hook(lambda _, args, out: out.roll(1, 0))
+    steps = one_shot.steps
+    with pytest.raises(SupernetError, match=r"mixes the rows of a batch .*set strategy_options.estimator=bilevel"):
+        one_shot.split(gates, gates)
+    assert one_shot.steps == steps
+    hook.remove()
+    one_shot.split(gates, gates)
+    assert one_shot.steps == steps + 1
+
+
 def test_validation_rows_never_reach_the_weights_nor_training_rows_the_gates(one_shot, monkeypatch):
     gates = warm(one_shot)
     halves_of(one_shot, monkeypatch)
@@ -462,16 +507,17 @@ def test_the_learning_rate_falls_linearly_to_zero(one_shot):
 
 def searches(evaluator: Evaluator, space: Space):
     modules, budget = Modules(space), Budget(300, "300").parameters
-    options = BipeftOptions(steps=24, keep_every=5, warmup=0.1, threshold=0.1, triggers=8)
+    options = BipeftOptions(steps=24, keep_every=5, warmup=0.1, threshold=0.1, triggers=8, estimator="bilevel")
     yield lambda: BipeftSearch(modules, budget, 24, 1, options)
     yield lambda: S3DeltaSearch(modules, budget, 9, 1, S3DeltaOptions(log_every=2))
+    yield lambda: BipeftSearch(modules, budget, 24, 1, replace(options, estimator="split"))
 
 
 class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("strategy", [0, 1], ids=["bipeft", "s3delta"])
+@pytest.mark.parametrize("strategy", [0, 1, 2], ids=["bipeft", "s3delta", "bipeft-split"])
 @pytest.mark.parametrize("kill_at", [3, 7, 16])
 def test_a_search_that_was_cut_off_goes_on_bit_for_bit(evaluator, tmp_path, strategy, kill_at, monkeypatch):
     space = lora_space(evaluator)
@@ -482,15 +528,15 @@ def test_a_search_that_was_cut_off_goes_on_bit_for_bit(evaluator, tmp_path, stra
             run(fresh(), one_shot, keep_every=5)
 
     searched(tmp_path / "whole")
-    backward, calls = SupernetInTraining._backward, []
+    prepare, calls = SupernetInTraining._prepare, []
 
-    def dying(self, batch, stream):
+    def dying(self, stream):
         calls.append(stream)
         if len(calls) == kill_at:
             raise KilledError
-        return backward(self, batch, stream)
+        prepare(self, stream)
 
-    monkeypatch.setattr(SupernetInTraining, "_backward", dying)
+    monkeypatch.setattr(SupernetInTraining, "_prepare", dying)
     with pytest.raises(KilledError):
         searched(tmp_path / "cut")
     searched(tmp_path / "cut")

@@ -31,8 +31,8 @@ class BipeftOptions:
         temperature_end: to this one.
         gumbel: ``False``: plain softmax gates, an ablation.
         sampled_sizes: whether weights are trained at sampled sizes. The paper has ``False``: at those that lead.
-        estimator: ``bilevel``: a pass for the gates and one for the weights, as in the paper. ``split``: one pass over
-            rows of both halves, whose gradients arrive apart.
+        estimator: ``split``: one pass over rows of both halves, whose gradients arrive apart. ``bilevel``: a pass for
+            the gates and one for the weights, as in the paper; finds nothing better, for more (``docs/one_shot.md``).
         validation_share: of the rows of a batch of ``split``; the others are for the weights.
         order: ``alternating`` batches for positions and dimensions; the ablations ``joint`` (both at once),
             ``binary_first`` and ``dimension_first`` (half of the steps each).
@@ -63,7 +63,7 @@ class BipeftOptions:
     temperature_end: float = 1.0
     gumbel: bool = True
     sampled_sizes: bool = True
-    estimator: Estimator = "bilevel"
+    estimator: Estimator = "split"
     validation_share: float = 0.25
     order: Order = "alternating"
     ema: float = 0.85
@@ -125,5 +125,5 @@ class BipeftOptions:
         return max(1, min(self.triggers, steps // 2))
 
 
-PAPER = BipeftOptions(learning_rate=3e-4, sampled_sizes=False, alternatives=0)
+PAPER = BipeftOptions(learning_rate=3e-4, sampled_sizes=False, estimator="bilevel", alternatives=0)
 """The constants of the paper and its release."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peftscout import tuner
-from peftscout.errors import DivergedSupernetError, SupernetMemoryError
+from peftscout.errors import DivergedSupernetError, SupernetError, SupernetMemoryError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.plan import Plan
 from peftscout.space import Space
@@ -30,9 +30,13 @@ from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import predict
 from peftscout.training.split_rows import RowsInHalves
 from peftscout.training.trial import DivergedError
+from peftscout.tuner.checks import evaluation
 
 REACH = 0.01
 """Norm of the step of DARTS' finite difference (Liu et al., 2019, section 2.3)."""
+
+EXACT, ROUNDED = 1e-4, 0.05
+"""Differences of outputs, as shares of the largest, that are rounding in fp32 and in bf16."""
 
 
 def one_shot_factory(
@@ -98,6 +102,7 @@ class SupernetInTraining:
             training.held_out,
         )
         self._built: _Weights | None = None
+        self._rows_are_separate = False
         self._pending: dict[str, np.ndarray] | None = None
         self._products: dict[str, dict[int, Tensor]] = {"train": {}, "validation": {}}
         self._events: list[Mapping[str, Any]] = []
@@ -130,10 +135,12 @@ class SupernetInTraining:
         """Pass once over rows of both halves and step on the weights; see `strategies.one_shot.OneShot.split`.
 
         Raises:
-            DivergedSupernetError: when the loss is not finite, or the model mixes the rows of a batch.
+            DivergedSupernetError: when the loss is not finite.
+            SupernetError: when the model mixes the rows of a batch.
         """
         weights, net = self._weights, self._weights.net
         batch, first = self._rows.draw_both()
+        self._require_separate_rows(validation, batch, first)
         rows = len(batch["labels"])
         others = net.trace_rows(train, validation, first, rows, weights=self._training.saliency)
         losses = self._backward_apart(batch, first)
@@ -144,6 +151,23 @@ class SupernetInTraining:
         trained = Step(losses[0], *nothing, *self._saliency("train", [p.grad for p in weights.of_modules]))
         self._update()
         return trained, seen
+
+    def _require_separate_rows(self, gates: Gates, batch: dict[str, Tensor], first: int) -> None:
+        """Check once that the rows from ``first`` on compute with the others what they compute without them."""
+        if self._rows_are_separate:
+            return
+        net = self._weights.net
+        net.set_gates(gates)
+        with torch.no_grad(), evaluation(net.model):
+            together = self._pass(batch)[0][first:]
+            alone = self._pass({name: tensor[first:] for name, tensor in batch.items()})[0]
+        error = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-6))
+        if error > (EXACT if self._evaluator.device.arithmetic.dtype == "fp32" else ROUNDED):
+            raise SupernetError(
+                f"this model mixes the rows of a batch (outputs differ by {error:.1e} of the largest), so gates and "
+                "weights cannot be trained by one pass: set strategy_options.estimator=bilevel"
+            )
+        self._rows_are_separate = True
 
     def _skip_closed(self, gates: Gates) -> None:
         """Leave the weights of closed modules alone: a gradient of zeros would let the optimiser move them."""
