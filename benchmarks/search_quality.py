@@ -2,6 +2,7 @@
 
     python benchmarks/search_quality.py run GLUE --tasks sst2 [--strategies scout bipeft s3delta random] [--space S]
     python benchmarks/search_quality.py table [--space S]
+    python benchmarks/search_quality.py figure docs/search_quality.png
 
 GLUE: folder with sst2/, cola/, stsb/, qnli/. For every task, budget and seed each strategy searches once on MiniLM; its
 plan is then trained from fresh weights with that seed; so are the first 8 plans of random search, and uniform LoRA.
@@ -356,6 +357,47 @@ def _multiple(name: str, space: str) -> str:
     return f"{statistics.median(float(r['search_seconds']) / float(r['train_seconds']) for r in rows):.1f}"
 
 
+def figure(space: str, out: Path) -> None:
+    """Draw every score, a panel for each task that was learnt: by budget, and side by side within it by contender."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    by = scores(space)
+    everywhere = [r for r in read() if r["space"] == space and r["contender"].startswith("random-")]
+    random = {(r["task"], r["budget"], r["seed"], r["contender"]): float(r["score"]) for r in everywhere}
+    drawn = [name for name in (UNIFORM, BEST_UNIFORM, *COMPARED) if name in by]
+    tasks = [task for task in TASKS if any(where[0] == task for name in drawn for where in by[name])]
+    drawing, panels = plt.subplots(1, len(tasks), figsize=(5.0 * len(tasks), 4.2), squeeze=False, layout="constrained")
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for x, budget in enumerate(BUDGETS):
+            every = [score for where, score in random.items() if where[:2] == (task, budget)]
+            _column(panel, x, 0, "random", every, len(drawn))
+            for n, name in enumerate(drawn, start=1):
+                _column(
+                    panel, x, n, name, [s for where, s in by[name].items() if where[:2] == (task, budget)], len(drawn)
+                )
+        panel.set_xticks(range(len(BUDGETS)), BUDGETS)
+        panel.set(title=task, xlabel="budget, share of the backbone", ylabel="score, search split")
+        panel.set_xlim(-0.5, len(BUDGETS) - 0.5)
+        panel.grid(axis="y", alpha=0.3)
+        for edge in range(1, len(BUDGETS)):
+            panel.axvline(edge - 0.5, color="0.8", linewidth=0.8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    drawing.savefig(out, dpi=150)
+    plt.close(drawing)
+
+
+def _column(panel: Any, budget: int, column: int, name: str, values: list[float], columns: int) -> None:
+    """Draw the scores of one contender at one budget, and their mean as a bar."""
+    x, colour = budget + 0.8 * (column / columns - 0.5), "0.6" if column == 0 else f"C{column - 1}"
+    panel.scatter([x] * len(values), values, s=14, color=colour, alpha=0.6, label=name if budget == 0 else None)
+    if values:
+        panel.plot([x - 0.04, x + 0.04], [statistics.mean(values)] * 2, color=colour, linewidth=2.5)
+
+
 NAMES = ("random", *SEARCHES, *TUNED)
 """What may be asked for beside uniform LoRA."""
 
@@ -364,6 +406,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--space", default="bipeft-s1")
+    drawing = commands.add_parser("figure")
+    drawing.add_argument("out", type=Path)
+    drawing.add_argument("--space", default="bipeft-s1")
     running = commands.add_parser("run")
     running.add_argument("glue", type=Path)
     running.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
@@ -373,7 +418,13 @@ def main() -> None:
     running.add_argument("--space", default="bipeft-s1")
     running.add_argument("--most", type=int, help="cells of a task after which to stop")
     args = parser.parse_args()
-    print(table(args.space)) if args.command == "table" else run(args)
+    match args.command:
+        case "table":
+            print(table(args.space))
+        case "figure":
+            figure(args.space, args.out)
+        case _:
+            run(args)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,13 @@ def test_a_search_is_compared_where_both_were_trained_and_within_its_space() -> 
 
 
 @pytest.mark.usefixtures("quality")
+def test_the_figure_has_every_contender_also_where_one_has_no_score(tmp_path) -> None:
+    search_quality.append(quality_row("bipeft", 0.6, seed=2))
+    search_quality.figure("lora", tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("quality")
 def test_a_cell_with_random_plans_missing_has_no_random_mean() -> None:
     search_quality.append(quality_row("scout", 0.9, seed=2))
     search_quality.append(quality_row("random-0", 0.9, seed=2))
