@@ -210,7 +210,7 @@ def test_a_warm_start_goes_on_from_the_supernet_also_when_it_was_interrupted(
     assert all(r.request.initial for r in found)
     spent = whole.summary["spent"]["supernet"]
     assert spent["steps"] == 8
-    assert spent["passes"] >= 16
+    assert spent["passes"] >= (8 if strategy == "bipeft" else 40)
     assert 0 < spent["seconds"] < whole.summary["spent"]["seconds"]
 
     def interrupted(self, state):

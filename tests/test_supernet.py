@@ -22,7 +22,7 @@ from peftscout.space import Choice, Space, load_space, presets
 from peftscout.supernet import Supernet, supernet
 from tiny_models import tiny_model
 
-FAMILIES = ("bert", "t5", "llama", "gpt2")
+FAMILIES = ("bert", "t5", "llama", "gpt2", "qwen3")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -237,7 +237,7 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss() -> None:
         assert slope == pytest.approx(float(on @ direction), rel=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "bart", "gpt_neox", "qwen2_moe"])
 @pytest.mark.parametrize("op", OPS)
 def test_rows_of_one_batch_can_have_gates_of_their_own_and_gradients_that_arrive_apart(family: str, op: str) -> None:
     model, model_map = prepared(family)

@@ -141,8 +141,12 @@ class OtherRows(NamedTuple):
 
 def apply(op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate | None = None) -> Tensor:
     """Return y + on * delta(x, y) in the dtype of ``y``; the sum is taken in the wider of the two dtypes."""
-    if gate is not None:
-        params = _gated(op, params, gate) if gate.others is None else _by_row(op, params, gate, gate.others, len(y))
+    if gate is not None and gate.others is not None:
+        if y.dim() != 3:
+            return _in_parts(op, params, x, y, settings, gate, gate.others)
+        params = _by_row(op, params, gate, gate.others, len(y))
+    elif gate is not None:
+        params = _gated(op, params, gate)
     return (y + op.delta(params, x, y, settings)).to(y.dtype)
 
 
@@ -154,6 +158,15 @@ def _gated(op: Op, params: Tensors, gate: Gate) -> Tensors:
     if gate.weights is not None:
         params = op.weigh(params, gate.weights)
     return {**params, **{name: gate.on * params[name] for name in op.OUTER if name in params}}
+
+
+def _in_parts(
+    op: Op, params: Tensors, x: Tensor, y: Tensor, settings: OpSettings, gate: Gate, others: OtherRows
+) -> Tensor:
+    """Apply the op to the rows of either gate apart: where outputs have heads of their own, or no rows but tokens."""
+    first = len(y) * others.first // others.rows
+    mine = apply(op, params, x[:first], y[:first], settings, gate._replace(others=None))
+    return torch.cat([mine, apply(op, others.params, x[first:], y[first:], settings, others.gate)])
 
 
 def _by_row(op: Op, params: Tensors, gate: Gate, others: OtherRows, rows: int) -> Tensors:
