@@ -369,8 +369,11 @@ def figure(space: str, out: Path) -> None:
     random = {(r["task"], r["budget"], r["seed"], r["contender"]): float(r["score"]) for r in everywhere}
     drawn = [name for name in (UNIFORM, BEST_UNIFORM, *COMPARED) if name in by]
     tasks = [task for task in TASKS if any(where[0] == task for name in drawn for where in by[name])]
-    drawing, panels = plt.subplots(1, len(tasks), figsize=(5.0 * len(tasks), 4.2), squeeze=False, layout="constrained")
-    for panel, task in zip(panels[0], tasks, strict=True):
+    lines = -(-len(tasks) // 2)
+    drawing, panels = plt.subplots(lines, 2, figsize=(10, 3.6 * lines + 0.4), squeeze=False, layout="constrained")
+    for panel in panels.flat[len(tasks) :]:
+        panel.set_axis_off()
+    for panel, task in zip(panels.flat, tasks, strict=False):
         for x, budget in enumerate(BUDGETS):
             every = [score for where, score in random.items() if where[:2] == (task, budget)]
             _column(panel, x, 0, "random", every, len(drawn))
@@ -385,7 +388,7 @@ def figure(space: str, out: Path) -> None:
         for edge in range(1, len(BUDGETS)):
             panel.axvline(edge - 0.5, color="0.8", linewidth=0.8)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    drawing.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     drawing.savefig(out, dpi=150)
     plt.close(drawing)
 
