@@ -25,7 +25,7 @@ from peftscout.ops import OpSettings
 from peftscout.plan import Plan
 from peftscout.training.dropout import set_training
 from peftscout.tuner.building import add
-from peftscout.tuner.checks import evaluation, perturbed
+from peftscout.tuner.checks import EXACT, ROUNDED, evaluation, perturbed, share_of_largest
 from peftscout.tuner.slots import Slots, Stream
 
 ALONE = "default"
@@ -264,8 +264,8 @@ def _logits(outputs: Any) -> Tensor:
 
 def _require_equal(together: Tensor, alone: Tensor, slot: int) -> None:
     exact = torch.finfo(alone.dtype).eps <= torch.finfo(torch.float32).eps
-    error = (together - alone).abs().max() / alone.abs().max().clamp_min(1e-6)
-    if not error <= (1e-4 if exact else 0.05):
+    error = share_of_largest(together, alone)
+    if not error <= (EXACT if exact else ROUNDED):
         raise TunerError(
             f"slot {slot}: its outputs in the stack differ from those alone by {error:.1e} of the largest; "
             "this model mixes the rows of a batch, so plans cannot be stacked on it"

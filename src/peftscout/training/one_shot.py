@@ -30,13 +30,10 @@ from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import predict
 from peftscout.training.split_rows import RowsInHalves
 from peftscout.training.trial import DivergedError
-from peftscout.tuner.checks import evaluation
+from peftscout.tuner.checks import EXACT, ROUNDED, evaluation, share_of_largest
 
 REACH = 0.01
 """Norm of the step of DARTS' finite difference (Liu et al., 2019, section 2.3)."""
-
-EXACT, ROUNDED = 1e-4, 0.05
-"""Differences of outputs, as shares of the largest, that are rounding in fp32 and in bf16."""
 
 
 def one_shot_factory(
@@ -161,7 +158,7 @@ class SupernetInTraining:
         with torch.no_grad(), evaluation(net.model):
             together = self._pass(batch)[0][first:]
             alone = self._pass({name: tensor[first:] for name, tensor in batch.items()})[0]
-        error = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-6))
+        error = share_of_largest(together, alone)
         if error > (EXACT if self._evaluator.device.arithmetic.dtype == "fp32" else ROUNDED):
             raise SupernetError(
                 f"this model mixes the rows of a batch (outputs differ by {error:.1e} of the largest), so gates and "

@@ -22,6 +22,9 @@ from peftscout.tuner.state import active_adapter, parameters_by_op
 PERTURBATION = 0.02
 """Standard deviation of what zero-initialised tensors get while gradients are checked."""
 
+EXACT, ROUNDED = 1e-4, 0.05
+"""Differences of outputs, as shares of the largest, that are rounding in fp32 and in bf16."""
+
 
 def check_built(peft_model: PeftModel, plan: Plan) -> None:
     """Check that the model holds every placement of ``plan`` exactly once and at its price, and nothing else trains.
@@ -130,6 +133,11 @@ def _smooth(layers: list[PeftscoutLayer], adapter: str) -> Iterator[None]:
         for layer, settings in zip(layers, before, strict=True):
             if settings is not None:
                 layer.settings[adapter] = settings
+
+
+def share_of_largest(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference, as a share of the largest value that is wanted."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
 
 
 @contextmanager
