@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peftscout import tuner
 from peftscout.errors import DivergedSupernetError, SupernetError, SupernetMemoryError
 from peftscout.gates import Floats, Gates, Kept, Modules, Step, WeightTraining
 from peftscout.plan import Plan
 from peftscout.space import Space
-from peftscout.supernet import Leaves, Supernet
+from peftscout.supernet import Leaves
 from peftscout.training.dropout import set_training
 from peftscout.training.evaluator import Evaluator
 from peftscout.training.forward import Forward
 from peftscout.training.kept_search import KeptSearch
 from peftscout.training.loop import Progress
 from peftscout.training.objectives import Pass
-from peftscout.training.schedule import parameter_groups
 from peftscout.training.scoring import predict
 from peftscout.training.split_rows import RowsInHalves
+from peftscout.training.supernet_weights import SupernetWeights, below
 from peftscout.training.trial import DivergedError
 from peftscout.tuner.checks import EXACT, ROUNDED, evaluation, share_of_largest
 
@@ -98,7 +96,7 @@ class SupernetInTraining:
             training.validation_share,
             training.held_out,
         )
-        self._built: _Weights | None = None
+        self._built: SupernetWeights | None = None
         self._rows_are_separate = False
         self._pending: dict[str, np.ndarray] | None = None
         self._products: dict[str, dict[int, Tensor]] = {"train": {}, "validation": {}}
@@ -329,17 +327,17 @@ class SupernetInTraining:
         for split in self._products:
             self._products[split] = {
                 int(name): torch.as_tensor(a, device=self._evaluator.device.torch_device)
-                for name, a in _below(f"products/{split}/", arrays).items()
+                for name, a in below(f"products/{split}/", arrays).items()
             }
         self._pending = {n: a for n, a in arrays.items() if n.startswith(("weights/", "optimiser/"))}
         if self._built is not None:
             self._built.load(self._pending, self.steps)
-        return Kept(_below("strategy/", arrays), facts["strategy"])
+        return Kept(below("strategy/", arrays), facts["strategy"])
 
     @property
-    def _weights(self) -> _Weights:
+    def _weights(self) -> SupernetWeights:
         if self._built is None:
-            self._built = _Weights(self._evaluator, self.modules.space, self._training)
+            self._built = SupernetWeights(self._evaluator, self.modules.space, self._training)
             if self._pending is not None:
                 self._built.load(self._pending, self.steps)
         return self._built
@@ -351,112 +349,10 @@ class SupernetInTraining:
             self._built = None
 
 
-_Snapshot = tuple[list[Tensor], dict[Tensor, dict[str, Tensor]], int]
-"""Weights, state of the optimiser by weight, steps taken."""
-
-
-class _Weights:
-    """The supernet and the optimiser of its weights."""
-
-    def __init__(self, evaluator: Evaluator, space: Space, training: WeightTraining) -> None:
-        backbone, device = evaluator.backbone, evaluator.device
-        with ExitStack() as taken_down:
-            taken_down.enter_context(device.attention_of(backbone.model))
-            self.net = Supernet.build(
-                backbone.model, space, backbone.model_map, settings=evaluator.op_settings, seed=training.seed
-            )
-            taken_down.callback(tuner.reset, self.net.model)
-            taken_down.enter_context(device.exact_heads(self.net.model))
-            self.close = taken_down.pop_all().close
-        self._clip = training.clip
-        modules = range(len(self.net.modules))
-        self.of_modules = [p for m in modules for p in self.net.parameters_of(m)]
-        self.head = tuner.parameters_by_op(self.net.model).get("head", [])
-        self.owner = np.array([m for m in modules for _ in self.net.parameters_of(m)])
-        rates = dict(evaluator.settings.learning_rates)
-        if training.learning_rate is not None:
-            rates |= {op: training.learning_rate for op in rates if op != "head"}
-        settings = replace(evaluator.settings, learning_rates=rates, weight_decay=training.weight_decay)
-        self._optimiser = torch.optim.AdamW(
-            parameter_groups(tuner.parameters_by_op(self.net.model), settings, lambda op: training.lr_scale)
-        )
-        self._base_rates = [group["lr"] for group in self._optimiser.param_groups]
-        self.parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
-        self._steps, self._last_rate = training.steps, training.last_rate
-        self._set_rates(0)
-
-    def _rate_factor(self, step: int) -> float:
-        """Linear decay without a warm-up."""
-        return max(self._last_rate, 1 - (1 - self._last_rate) * step / self._steps)
-
-    def _set_rates(self, step: int) -> None:
-        self._step = step
-        for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * self._rate_factor(step)
-
-    def update(self) -> None:
-        """One clipped optimiser step on the gradients; tensors without one are left alone."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
-        self._optimiser.step()
-        self._set_rates(self._step + 1)
-
-    def scaled_gradients(self) -> dict[nn.Parameter, Tensor]:
-        """Return every gradient, clipped, times the learning rate of the step that was just taken."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
-        decay = self._rate_factor(self._step - 1)
-        return {
-            p: rate * decay * p.grad.detach().clone()
-            for group, rate in zip(self._optimiser.param_groups, self._base_rates, strict=True)
-            for p in group["params"]
-            if p.grad is not None
-        }
-
-    def snapshot(self) -> _Snapshot:
-        """Return copies of weights and optimiser state."""
-        state = {p: {k: v.clone() for k, v in s.items()} for p, s in self._optimiser.state.items()}
-        return [p.detach().clone() for p in self.parameters], state, self._step
-
-    def restore(self, snapshot: _Snapshot) -> None:
-        """Write a `snapshot` back, bit for bit."""
-        values, state, step = snapshot
-        with torch.no_grad():
-            for p, value in zip(self.parameters, values, strict=True):
-                p.copy_(value)
-        self._optimiser.state.clear()
-        self._optimiser.state.update({p: {k: v.clone() for k, v in s.items()} for p, s in state.items()})
-        self._set_rates(step)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return copies of weights and optimiser state as arrays."""
-        arrays = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in enumerate(self.parameters)}
-        for n, p in enumerate(self.parameters):
-            for name, value in self._optimiser.state.get(p, {}).items():
-                arrays[f"optimiser/{n}/{name}"] = value.cpu().numpy().copy()
-        return arrays
-
-    def load(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """Take up a `state` after ``step`` steps."""
-        self._optimiser.state.clear()
-        with torch.no_grad():
-            for n, p in enumerate(self.parameters):
-                p.copy_(torch.as_tensor(arrays[f"weights/{n}"]))
-                if moments := _below(f"optimiser/{n}/", arrays):
-                    # AdamW keeps its count of steps on the CPU.
-                    self._optimiser.state[p] = {
-                        name: torch.tensor(a, device="cpu" if name == "step" else p.device)
-                        for name, a in moments.items()
-                    }
-        self._set_rates(step)
-
-
 def _move(direction: Mapping[nn.Parameter, Tensor], reach: float) -> None:
     with torch.no_grad():
         for p, d in direction.items():
             p.add_(d, alpha=reach)
-
-
-def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _numbers(scalars: list[Tensor]) -> Floats:
